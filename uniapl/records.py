@@ -105,7 +105,8 @@ class Group:
     @property
     def unscored(self) -> list[str]:
         """Why samples of this group could not be scored; empty when all were."""
-        return [(s.score and s.score.unscored) or "not scored" for s in self.samples if s.score is None or s.score.reward is None]
+        scores = [sample.score for sample in self.samples]
+        return [(s and s.unscored) or "not scored" for s in scores if s is None or s.reward is None]
 
     @property
     def tokens(self) -> int:
