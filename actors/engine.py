@@ -1,0 +1,52 @@
+"""All that differs between CPU and GPU rollout engines, in one place."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+from uniapl.config import Config
+
+
+def environment(config: Config, gpu: bool) -> dict[str, str]:
+    """Variables that must stand in a rollout actor's environment before its process starts."""
+    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    if gpu:
+        return common
+    threads = config.rollout.threads or len(os.sched_getaffinity(0))
+    return common | {
+        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(config.rollout.kv_cache_gib)),
+        # `auto` binds every engine to the same first cores, whatever else runs there.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
+    }
+
+
+def engine_args(config: Config, gpu: bool) -> Any:
+    """vLLM's arguments for one engine of this run."""
+    from vllm import AsyncEngineArgs
+    from vllm.config import WeightTransferConfig
+
+    from actors import weight_receiver
+
+    r = config.rollout
+    side = _gpu_args(config) if gpu else {"enforce_eager": True, "block_size": 32}
+    return AsyncEngineArgs(
+        model=config.model.path,
+        dtype=r.dtype,
+        seed=config.run.seed,
+        max_model_len=r.max_model_len,
+        max_num_seqs=r.max_num_seqs,
+        tensor_parallel_size=r.tensor_parallel,
+        logprobs_mode="processed_logprobs",
+        weight_transfer_config=WeightTransferConfig(backend="nccl" if gpu else weight_receiver.BACKEND),
+        worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.WorkerExtension.__name__}",
+        disable_log_stats=True,
+        **side,
+    )
+
+
+def _gpu_args(config: Config) -> dict[str, Any]:
+    r = config.rollout
+    return {"enforce_eager": r.enforce_eager, "gpu_memory_utilization": r.gpu_memory_utilization}

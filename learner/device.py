@@ -1,0 +1,39 @@
+"""All that differs between CPU and GPU learners, in one place."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+import torch
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where one rank computes and how ranks talk."""
+
+    torch_device: str
+    backend: str
+    """Of the process group among the ranks, and of the weight broadcast."""
+
+
+def local_device(local_rank: int) -> Device:
+    """CUDA where there is any, else the CPU."""
+    if torch.cuda.is_available():
+        return Device(f"cuda:{local_rank}", "nccl")
+    return Device("cpu", "gloo")
+
+
+def cpu_environment() -> dict[str, str]:
+    """Variables that must stand in a CPU learner's environment before its process starts.
+
+    glibc gives every large block back to the system and faults it in again at the next allocation; told
+    to keep its heap, a training step is faster (benchmarks/learner_step.py measures by how much).
+    """
+    return {"DS_ACCELERATOR": "cpu", "MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
+
+
+def set_threads(threads: int, ranks: int) -> None:
+    """Use `threads` CPU threads in this process; 0: this machine's cores shared by the ranks."""
+    cores = len(os.sched_getaffinity(0))
+    torch.set_num_threads(threads or max(1, cores // ranks))

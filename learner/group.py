@@ -1,0 +1,84 @@
+"""All learner ranks as one object, for the driver."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ray
+from uniapl.packing import partition
+
+from learner.worker import LearnerRank
+from uniapl.config import Config
+from uniapl.objective.sequences import TrainingSequence
+from uniapl.records import Demonstration
+
+
+class LearnerGroup:
+    """Starts the ranks and calls them together; an error of any rank is raised here.
+
+    Args:
+        config: of the run.
+        options: Ray options of one rank (resources, environment).
+    """
+
+    def __init__(self, config: Config, options: dict[str, Any]) -> None:
+        self._config = config
+        actor = ray.remote(LearnerRank)
+        self._ranks = [actor.options(**options).remote(rank, config) for rank in range(config.learner.ranks)]
+
+    def start(self) -> list[Any]:
+        """Begin loading; the references are done when every rank is ready."""
+        timeout = self._config.cluster.start_timeout_s
+        host, port = ray.get(self._ranks[0].address.remote(), timeout=timeout)
+        return [rank.start.remote(host, port) for rank in self._ranks]
+
+    def step(
+        self, number: int, groups: list[Any], tokens: list[int], demonstrations: list[Demonstration]
+    ) -> dict[str, float]:
+        """One optimizer step over a batch, shared out so that every rank has about as many tokens.
+
+        Args:
+            number: of the step, from 0.
+            groups: references to the batch's groups.
+            tokens: of each group.
+            demonstrations: of the batch.
+        """
+        costs = tokens + [len(d.prompt_ids) + len(d.response_ids) for d in demonstrations]
+        calls = []
+        for rank, share in zip(self._ranks, partition(costs, len(self._ranks)), strict=True):
+            mine = [groups[i] for i in sorted(share) if i < len(groups)]
+            shown = [demonstrations[i - len(groups)] for i in sorted(share) if i >= len(groups)]
+            calls.append(rank.step.remote(number, mine, shown))
+        return self._all(calls)[0]
+
+    def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
+        """Log-probabilities of the response tokens under the present weights."""
+        return self._all([rank.logprobs.remote(sequences) for rank in self._ranks])[0]
+
+    def connect(self, engines: list[Any]) -> None:
+        """Form the weight group with these rollout actors."""
+        self._all([rank.connect.remote(engines) for rank in self._ranks])
+
+    def broadcast(self, version: int) -> dict[str, float]:
+        """Send the present weights to every connected engine and wait for their acknowledgements."""
+        return self._all([rank.broadcast.remote(version) for rank in self._ranks])[0]
+
+    def save(self, folder: Path) -> None:
+        self._all([rank.save.remote(str(folder.absolute())) for rank in self._ranks])
+
+    def load(self, folder: Path) -> None:
+        self._all([rank.load.remote(str(folder.absolute())) for rank in self._ranks])
+
+    def export(self, folder: Path) -> None:
+        self._all([rank.export.remote(str(folder.absolute())) for rank in self._ranks])
+
+    def _all(self, calls: list[Any]) -> list[Any]:
+        """The answers of all ranks, or the first error of any: the others may then wait for it for ever."""
+        pending, timeout = list(calls), self._config.cluster.step_timeout_s
+        while pending:
+            done, pending = ray.wait(pending, timeout=timeout)
+            if not done:
+                raise TimeoutError(f"{len(pending)} learner ranks gave no answer within {timeout:g} s")
+            ray.get(done)
+        return ray.get(calls)

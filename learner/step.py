@@ -1,0 +1,135 @@
+"""One optimizer step on one rank: pack, count, run the rows, step once."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from uniapl.packing import pack
+
+from uniapl.config import Config
+from uniapl.objective.objective import row_loss
+from uniapl.objective.rows import TERMS, count_tokens, make_row
+from uniapl.objective.sequences import TrainingSequence, training_sequences
+from uniapl.records import MixedBatch
+
+
+class NonFiniteError(RuntimeError):
+    """The loss or the gradient of a batch is NaN or infinite: the run cannot go on from here."""
+
+
+def train_step(engine: Any, batch: MixedBatch, config: Config, learning_rate: float, device: str) -> dict[str, float]:
+    """Make one step on this rank's share of a batch. A collective: every rank must call it.
+
+    Args:
+        engine: the ZeRO-3 engine.
+        batch: this rank's share; may be empty.
+        learning_rate: of this step.
+
+    Returns:
+        metrics over the whole batch, the same on every rank.
+
+    Raises:
+        NonFiniteError: for the loss before the optimizer steps, for the gradient norm right after it.
+    """
+    began = time.monotonic()
+    sequences = training_sequences(batch, config.objective, config.rollout.temperature)
+    counts = _all_sum(count_tokens(sequences), device)
+    rows = plan_rows(sequences, config.learner.row_tokens, device)
+    sums = _run_rows(engine, rows, counts, config, device)
+    sums["tokens/trained"] = float(sum(len(s) for s in sequences))
+    sums["tokens/rows"] = float(sum(len(s) for row in rows for s in row))
+    totals = _reduce(sums, device)
+    if not math.isfinite(totals["loss/total"]):
+        ids = ", ".join(s.id for s in sequences[:8])
+        raise NonFiniteError(f"step {batch.step}: the loss is {totals['loss/total']}; samples of this rank: {ids} ...")
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    engine.step()
+    norm = engine.get_global_grad_norm()
+    if norm is None or not math.isfinite(float(norm)):
+        raise NonFiniteError(f"step {batch.step}: the gradient norm is {norm}")
+    return _metrics(totals, config, learning_rate, float(norm), time.monotonic() - began)
+
+
+def plan_rows(sequences: list[TrainingSequence], row_tokens: int, device: str) -> list[list[TrainingSequence]]:
+    """Packed rows, as many on every rank: gathering a ZeRO-3 layer needs them all. At least one."""
+    plan = pack([len(s) for s in sequences], row_tokens) if sequences else []
+    number = torch.tensor([max(1, len(plan))], device=device)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX)
+    rows = [[sequences[i] for i in row] for row in plan]
+    return rows + [[] for _ in range(int(number.item()) - len(rows))]
+
+
+def _run_rows(
+    engine: Any, rows: list[list[TrainingSequence]], counts: Tensor, config: Config, device: str
+) -> dict[str, float]:
+    """Forward and backward of every row; gradients add up in the engine."""
+    ranks = dist.get_world_size()
+    sums: dict[str, float] = {}
+    for sequences in rows:
+        row = make_row(sequences).to(device)
+        result = row_loss(engine(row), row, counts, config.objective)
+        # ZeRO averages gradients over ranks; the counts already span all of them.
+        engine.backward(result.loss * ranks, scale_wrt_gas=False)
+        for key, value in (result.sums | {"loss/total": result.loss.item()}).items():
+            sums[key] = sums.get(key, 0.0) + value
+    return sums
+
+
+def _all_sum(values: Tensor, device: str) -> Tensor:
+    values = values.to(device)
+    dist.all_reduce(values)
+    return values
+
+
+_REDUCED = (
+    "loss/total",
+    *(f"loss/{term}" for term in TERMS),
+    "tokens/sampled",
+    "tokens/demonstration",
+    "tokens/trained",
+    "sum/ratio",
+    "sum/correction",
+    "sum/clipped",
+    "sum/kl",
+    "sum/expert_nll",
+)
+
+
+def _reduce(sums: dict[str, float], device: str) -> dict[str, float]:
+    """Sums over the ranks, every rank sending the same keys in the same order."""
+    values = torch.tensor([sums.get(key, 0.0) for key in _REDUCED], dtype=torch.float64)
+    return dict(zip(_REDUCED, _all_sum(values, device).tolist(), strict=True))
+
+
+def _metrics(t: dict[str, float], config: Config, rate: float, norm: float, seconds: float) -> dict[str, float]:
+    o = config.objective
+    weights = {
+        "demonstration": o.demonstration.weight,
+        "preference": o.preference.weight,
+        "adversarial": o.adversarial.weight,
+    }
+    active = [term for term in TERMS if weights[term] > 0]
+    sizes = {term: abs(weights[term] * t[f"loss/{term}"]) for term in active}
+    whole = sum(sizes.values()) or 1.0
+    found = {"loss/total": t["loss/total"], "learner/learning_rate": rate, "learner/grad_norm": norm}
+    found |= {f"loss/{term}": t[f"loss/{term}"] for term in active}
+    found |= {f"share/{term}": size / whole for term, size in sizes.items()}
+    found["tokens/trained"] = t["tokens/trained"]
+    found["tokens/trained_per_s"] = t["tokens/trained"] / seconds
+    if t["tokens/sampled"]:
+        n = t["tokens/sampled"]
+        found |= {
+            "ratio/mean": t["sum/ratio"] / n,
+            "ratio/clip_fraction": t["sum/clipped"] / n,
+            "correction/mean": t["sum/correction"] / n,
+            "kl/behaviour": t["sum/kl"] / n,
+        }
+    if t["tokens/demonstration"]:
+        found["expert/nll"] = t["sum/expert_nll"] / t["tokens/demonstration"]
+    return found

@@ -1,0 +1,100 @@
+"""One ZeRO-3 rank, as a Ray actor."""
+
+from __future__ import annotations
+
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+
+from learner import checkpoint
+from learner.device import local_device, set_threads
+from learner.step import plan_rows, train_step
+from learner.weight_sender import WeightSender
+from learner.zero import build_engine, join_ranks
+from uniapl.config import Config
+from uniapl.objective.rows import make_row
+from uniapl.objective.sequences import TrainingSequence
+from uniapl.policy import load_policy
+from uniapl.records import Demonstration, MixedBatch
+from uniapl.schedule import learning_rate
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+class LearnerRank:
+    """Holds this rank's shard of the policy and its optimizer. Every method but `address` is a collective."""
+
+    def __init__(self, rank: int, config: Config) -> None:
+        self._rank = rank
+        self._config = config
+
+    def address(self) -> tuple[str, int]:
+        """This machine's address and a port that is free on it: where rank 0 is to be met."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+    def start(self, host: str, port: int) -> None:
+        """Join the other ranks and load the policy."""
+        c, ranks = self._config, self._config.learner.ranks
+        gpus = ray.get_gpu_ids()
+        os.environ.update(
+            RANK=str(self._rank),
+            LOCAL_RANK="0" if gpus else str(self._rank),
+            WORLD_SIZE=str(ranks),
+            MASTER_ADDR=host,
+            MASTER_PORT=str(port),
+        )
+        self._device = local_device(0)
+        set_threads(c.learner.threads, ranks)
+        join_ranks(self._device, c.cluster.step_timeout_s)
+        autocast = None if c.learner.dtype == "float32" else DTYPES[c.learner.dtype]
+        policy = load_policy(c.model.path, autocast, c.learner.activation_checkpointing)
+        self._engine = build_engine(policy, c.learner, ranks)
+        self._sender = WeightSender(
+            self._engine.module, DTYPES[c.rollout.dtype], self._device, self._rank, c.cluster.broadcast_timeout_s
+        )
+
+    def step(self, number: int, groups: list[Any], demonstrations: list[Demonstration]) -> dict[str, float]:
+        """One optimizer step on this rank's share; `groups` are references to `Group`s."""
+        c = self._config
+        batch = MixedBatch(number, ray.get(groups), demonstrations)
+        rate = learning_rate(number, c.run.steps, c.learner)
+        return train_step(self._engine, batch, c, rate, self._device.torch_device)
+
+    @torch.no_grad()
+    def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
+        """Log-probabilities of the response tokens, one list per sequence. Every rank gets the same sequences."""
+        order = {id(s): i for i, s in enumerate(sequences)}
+        found: list[list[float]] = [[] for _ in sequences]
+        device = self._device.torch_device
+        for row in plan_rows([s for s in sequences if s.response_ids], self._config.learner.row_tokens, device):
+            values = self._engine(make_row(row).to(device)).tolist()
+            for sequence in row:
+                length = len(sequence.response_ids)
+                found[order[id(sequence)]], values = values[:length], values[length:]
+        return found
+
+    def connect(self, handles: list[Any]) -> None:
+        """Form the weight group with the engines behind `handles`."""
+        self._sender.connect(handles, self._config.rollout.tensor_parallel, ray.util.get_node_ip_address())
+
+    def broadcast(self, version: int) -> dict[str, float]:
+        """Send the present weights to the engines as `version`."""
+        return self._sender.send(version)
+
+    def save(self, folder: str) -> None:
+        """Write this rank's part of a checkpoint into `folder`."""
+        checkpoint.save_engine(self._engine, Path(folder))
+
+    def load(self, folder: str) -> None:
+        """Read this rank's part of a checkpoint from `folder`."""
+        checkpoint.load_engine(self._engine, Path(folder))
+
+    def export(self, folder: str) -> None:
+        """Write the whole policy as a Hugging Face folder, from rank 0."""
+        checkpoint.export_model(self._engine, self._config.model.path, Path(folder), self._rank)

@@ -1,0 +1,82 @@
+"""The DeepSpeed ZeRO-3 engine of one rank."""
+
+from __future__ import annotations
+
+import importlib
+import warnings
+from datetime import timedelta
+from typing import Any
+
+import deepspeed
+import torch
+from torch import nn
+
+from learner.device import Device
+from uniapl.config import LearnerConfig
+
+PERSIST_WHOLE_MODEL = 10**12
+
+
+def join_ranks(device: Device, timeout_s: float) -> None:
+    """Join the process group named by RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT.
+
+    Raises:
+        RuntimeError: the other ranks did not come within `timeout_s`.
+    """
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+    _no_shared_memory_kernels()
+    if device.backend == "nccl":
+        torch.cuda.set_device(device.torch_device)
+    deepspeed.init_distributed(dist_backend=device.backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+
+
+def _no_shared_memory_kernels() -> None:
+    """Keep DeepSpeed's CPU all-reduce kernels out: gloo does the same work.
+
+    They are compiled on first use (a minute, and a C++ compiler that a fresh machine may lack), and
+    leave 66 MiB a rank in /dev/shm when a process is killed. DeepSpeed 0.19 has no setting for it.
+    """
+    # `deepspeed.comm.torch` as an attribute is the package torch, as a module it is DeepSpeed's backend.
+    backend = importlib.import_module("deepspeed.comm.torch")
+    backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
+
+
+def build_engine(policy: nn.Module, config: LearnerConfig, ranks: int) -> deepspeed.DeepSpeedEngine:
+    """Shard `policy` over the ranks, with AdamW whose state is sharded too.
+
+    Args:
+        policy: the same weights on every rank.
+        config: optimizer settings.
+        ranks: of the process group.
+    """
+    optimizer = torch.optim.AdamW(
+        _decay_groups(policy, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
+    )
+    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=_engine_config(config, ranks))
+    return engine
+
+
+def _decay_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Matrices decay, vectors (norms) do not."""
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    if weight_decay == 0:
+        return [{"params": parameters, "weight_decay": 0.0}]
+    matrices = [p for p in parameters if p.dim() >= 2]
+    vectors = [p for p in parameters if p.dim() < 2]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return [g for g in groups if g["params"]]
+
+
+def _engine_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": 3, "overlap_comm": False}
+    # A single rank has nobody to share with: releasing and gathering its own weights would only copy them.
+    zero["stage3_param_persistence_threshold"] = PERSIST_WHOLE_MODEL if ranks == 1 else 10_000
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
