@@ -1,0 +1,68 @@
+"""Counting sources and small records for the tests of the mixing queue."""
+
+from uniapl.mixing import MixingQueue
+from uniapl.records import Demonstration, Prompt
+
+
+class Counting:
+    """An endless source whose nth record is named n, with a cursor as the shard sources have."""
+
+    def __init__(self, make):
+        self.make, self.position = make, 0
+
+    def next(self):
+        self.position += 1
+        return self.make(str(self.position - 1))
+
+    def state_dict(self):
+        return {"position": self.position}
+
+    def load_state_dict(self, state):
+        self.position = state["position"]
+
+
+def prompt(name):
+    return Prompt(name, [{"role": "user", "content": name}], [1, 2, 3])
+
+
+def demonstration(name):
+    return Demonstration(name, [1, 2], [3])
+
+
+def make_queue(groups=4, demonstrations=2, staleness=0, lease_s=10.0, regenerations=1):
+    return MixingQueue(
+        Counting(prompt) if groups else None,
+        Counting(demonstration) if demonstrations else None,
+        groups_per_step=groups,
+        demonstrations_per_step=demonstrations,
+        max_staleness=staleness,
+        lease_s=lease_s,
+        max_regenerations=regenerations,
+    )
+
+
+def commit(queue, lease, version=0, unscored=(), now=0.0, actor=None, prompt_id=None):
+    """Commit a group whose handle is its lease's id."""
+    return queue.commit(
+        lease.id,
+        lease.id,
+        oldest_version=version,
+        tokens=10,
+        unscored=list(unscored),
+        actor=actor or lease.actor,
+        prompt_id=prompt_id or lease.prompt.id,
+        now=now,
+    )
+
+
+def lease_all(queue, actor="a", now=0.0):
+    """Every lease that admission allows."""
+    found = []
+    while (lease := queue.lease(actor, now)) is not None:
+        found.append(lease)
+    return found
+
+
+def names(plan):
+    """The prompts and demonstrations of a batch, in its order."""
+    return [group.task.prompt.id for group in plan.groups], [d.id for d in plan.demonstrations]

@@ -1,0 +1,150 @@
+"""What holds whatever happens: the mixing queue under random interleavings of everything."""
+
+import json
+
+import hypothesis.strategies as st
+from helpers_mixing import commit, make_queue
+from hypothesis import settings
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from uniapl.mixing import Committed, Refused
+
+ACTORS = st.sampled_from(["a", "b", "c"])
+
+
+class MixingQueueMachine(RuleBasedStateMachine):
+    """Drives the queue and keeps its own account of leases, batches and versions."""
+
+    @initialize(
+        groups=st.integers(0, 3),
+        demonstrations=st.integers(1, 2),
+        staleness=st.integers(0, 3),
+        regenerations=st.integers(0, 2),
+    )
+    def start(self, groups, demonstrations, staleness, regenerations):
+        self.options = dict(
+            groups=groups, demonstrations=demonstrations, staleness=staleness, regenerations=regenerations
+        )
+        self.queue = make_queue(**self.options, lease_s=10.0)
+        self.now = 0.0
+        self.given, self.ended = [], []  # leases
+        self.batches = []  # batches[k]: what step k took
+        self.published_version = 0
+
+    @rule(actor=ACTORS)
+    def lease(self, actor):
+        room = self.queue.admissible
+        lease = self.queue.lease(actor, self.now)
+        assert (lease is None) == (room == 0 and self.queue.admissible == 0)
+        if lease is not None:
+            assert all(lease.id > other.id for other in self.given + self.ended)
+            self.given.append(lease)
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data(), unscored=st.booleans(), behind=st.integers(0, 2))
+    def commit(self, data, unscored, behind):
+        lease = data.draw(st.sampled_from(self.given))
+        self.given.remove(lease)
+        self.ended.append(lease)
+        was_open = lease.id in self.open_ids()
+        version = max(0, self.published_version - behind)
+        result = commit(self.queue, lease, version, ["bad"] * unscored, self.now)
+        assert isinstance(result, Committed if was_open and self.now <= lease.deadline else Refused)
+
+    @precondition(lambda self: self.ended)
+    @rule(data=st.data())
+    def commit_again(self, data):
+        before = self.queue.counters()
+        assert isinstance(commit(self.queue, data.draw(st.sampled_from(self.ended)), now=self.now), Refused)
+        changed = {k for k, v in self.queue.counters().items() if v != before[k]}
+        assert changed <= {"refused", "expired", "open", "waiting"}
+
+    @precondition(lambda self: self.given)
+    @rule(data=st.data())
+    def release(self, data):
+        lease = data.draw(st.sampled_from(self.given))
+        assert self.queue.release(lease.id) == (lease.id in self.open_ids(before=True))
+
+    @rule(actor=ACTORS)
+    def drop_actor(self, actor):
+        self.queue.drop_actor(actor)
+        assert not [lease for lease in self.queue._open.values() if lease.actor == actor]
+
+    @rule(seconds=st.floats(0, 8))
+    def time_passes(self, seconds):
+        self.now += seconds
+
+    @rule()
+    def expire(self):
+        self.queue.expire(self.now)
+        assert all(lease.deadline >= self.now for lease in self.queue._open.values())
+
+    @rule()
+    def next_batch(self):
+        plan = self.queue.next_batch()
+        if plan is None:
+            assert self.queue.counters()["ready"] < self.options["groups"]
+            return
+        assert plan.step == len(self.batches)
+        sequences = [group.task.sequence for group in plan.groups]
+        assert sequences == sorted(sequences) and len(sequences) == self.options["groups"]
+        assert all(plan.step - group.oldest_version <= self.options["staleness"] for group in plan.groups)
+        first = plan.step * self.options["demonstrations"]
+        assert [int(d.id) for d in plan.demonstrations] == list(range(first, first + self.options["demonstrations"]))
+        self.batches.append(sequences)
+
+    @precondition(lambda self: len(self.batches) > self.published_version)
+    @rule()
+    def publish(self):
+        self.published_version += 1
+        self.queue.published(self.published_version)
+
+    @rule(data=st.data())
+    def kill_and_resume(self, data):
+        version = data.draw(st.integers(self.published_version, len(self.batches)))
+        state = json.loads(json.dumps(self.queue.state_dict(version=version)))
+        self.queue = make_queue(**self.options, lease_s=10.0)
+        self.queue.load_state_dict(state)
+        del self.batches[version:]
+        self.published_version = version
+
+    def open_ids(self, before=False):
+        return set(self.queue._open) if not before else set(self.last_open)
+
+    @invariant()
+    def remember_open_leases(self):
+        self.last_open = set(self.queue._open)
+
+    @invariant()
+    def the_ledgers_balance(self):
+        c = self.queue.counters()
+        assert c["leased"] == c["committed"] + c["expired"] + c["released"] + c["open"]
+        thrown_away = c["dropped_stale"] + c["dropped_unscored"] + c["regenerated"]
+        assert c["committed"] == c["consumed"] + c["ready"] + thrown_away
+        assert min(v for v in c.values() if isinstance(v, int)) >= 0
+
+    @invariant()
+    def admission_bounds_what_is_under_way(self):
+        c = self.queue.counters()
+        unpublished = sum(len(batch) for batch in self.batches[self.published_version :])
+        capacity = (self.options["staleness"] + 1) * self.options["groups"]
+        assert c["open"] + c["ready"] + unpublished <= capacity
+        assert self.queue.admissible == capacity - c["open"] - c["ready"] - unpublished
+
+    @invariant()
+    def every_prompt_drawn_is_in_exactly_one_place(self):
+        q = self.queue
+        trained = [sequence for batch in self.batches for sequence in batch]
+        places = [*q._waiting, *q._ready, *(lease.task.sequence for lease in q._open.values()), *trained]
+        assert len(places) == len(set(places))
+        assert len(places) + q.counters()["dropped_unscored"] == q.counters()["drawn"]
+        assert q.counters()["consumed"] == len(trained)
+
+    @invariant()
+    def consumed_handles_are_kept_only_until_published(self):
+        kept = [taken.plan.step for taken in self.queue._taken]
+        assert kept == list(range(self.published_version, len(self.batches)))
+
+
+MixingQueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestMixingQueue = MixingQueueMachine.TestCase
