@@ -31,7 +31,7 @@ def engine_args(config: Config, gpu: bool) -> Any:
     from actors import weight_receiver
 
     r = config.rollout
-    side = _gpu_args(config) if gpu else {"enforce_eager": True, "block_size": 32}
+    side = _gpu_args(config) if gpu else _cpu_args(config)
     return AsyncEngineArgs(
         model=config.model.path,
         dtype=r.dtype,
@@ -50,3 +50,18 @@ def engine_args(config: Config, gpu: bool) -> Any:
 def _gpu_args(config: Config) -> dict[str, Any]:
     r = config.rollout
     return {"enforce_eager": r.enforce_eager, "gpu_memory_utilization": r.gpu_memory_utilization}
+
+
+def _cpu_args(config: Config) -> dict[str, Any]:
+    """Eager: compiling takes longer than a small model generates. KV blocks of 32 are faster than 16.
+
+    vLLM would put the only worker of a CPU engine into a process of its own, to give it OpenMP settings;
+    here they stand in the environment already, and one process less starts faster and leaves no shared
+    memory behind when it is killed.
+    """
+    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+    side: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
+    if config.rollout.tensor_parallel == 1:
+        side["distributed_executor_backend"] = UniProcExecutor
+    return side

@@ -11,7 +11,7 @@ import xxhash
 from actors.engine import engine_args
 from uniapl.config import Config
 from uniapl.records import Group, Prompt, Sample, VersionSpan
-from uniapl.rewards.service import ScoreRequest
+from uniapl.rewards.types import ScoreRequest
 
 LEASE_WAIT_S = 5.0
 

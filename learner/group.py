@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from uniapl.packing import partition
 
 from learner.worker import LearnerRank
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
+from uniapl.packing import partition
 from uniapl.records import Demonstration
 
 

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from uniapl.packing import pack
 
 from uniapl.config import Config
 from uniapl.objective.objective import row_loss
 from uniapl.objective.rows import TERMS, count_tokens, make_row
 from uniapl.objective.sequences import TrainingSequence, training_sequences
+from uniapl.packing import pack
 from uniapl.records import MixedBatch
 
 

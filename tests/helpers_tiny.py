@@ -12,7 +12,11 @@ TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-CORPUS = ["say yes or no to the question", "user assistant system", "the red fox, the blue bird and the green tree."] * 20
+CORPUS = [
+    "say yes or no to the question",
+    "user assistant system",
+    "the red fox, the blue bird and the green tree.",
+] * 20
 
 
 def tiny_tokenizer(folder: Path) -> PreTrainedTokenizerFast:

@@ -1,0 +1,42 @@
+"""Fixtures that the whole suite shares, so that heavy start-ups are paid once."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+ROOT = Path(__file__).resolve().parent.parent
+LOGICAL_CPUS = 16
+"""Far more than there are: Ray only counts them, and the suite must not wait for a free one."""
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random chat model (untied output layer)."""
+    from helpers_tiny import tiny_model
+
+    return tiny_model(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[Any]:
+    """One real Ray for every test that needs one."""
+    import ray
+
+    environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
+    ray.init(
+        num_cpus=LOGICAL_CPUS,
+        include_dashboard=False,
+        object_store_memory=256 << 20,
+        runtime_env={"env_vars": environment},
+        log_to_driver=False,
+    )
+    yield ray
+    ray.shutdown()
