@@ -142,7 +142,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
     def every_prompt_drawn_is_in_exactly_one_place(self):
         q = self.queue
         trained = [sequence for batch in self.batches for sequence in batch]
-        places = [*q._waiting, *q._ready, *(lease.task.sequence for lease in q._open.values()), *trained]
+        places = [*q._waiting, *q._ready, *(lease.sequence for lease in q._open.values()), *trained]
         assert len(places) == len(set(places))
         assert len(places) + q.counters()["dropped_unscored"] == q.counters()["drawn"]
         assert q.counters()["consumed"] == len(trained)
