@@ -142,7 +142,7 @@ def test_a_group_with_unscored_samples_is_made_again_then_dropped_for_another_pr
     outcomes = []
     for attempt in range(3):
         lease = queue.lease("a", 0.0)
-        assert (lease.prompt.id, lease.task.attempt) == ("0", attempt)
+        assert (lease.prompt.id, lease.attempt) == ("0", attempt)
         outcomes.append(commit(queue, lease, unscored=["timeout"]).outcome)
     assert outcomes == ["regenerated", "regenerated", "dropped_unscored"]
     assert queue.lease("a", 0.0).prompt.id == "1"
@@ -202,7 +202,7 @@ def batch_of(schedule, unscored):
         if move == "release":
             queue.release(lease.id)
         else:
-            bad = (lease.task.sequence, lease.task.attempt) in unscored
+            bad = (lease.sequence, lease.attempt) in unscored
             commit(queue, lease, unscored=["bad"] if bad else [])
         plan = queue.next_batch()
     return names(plan)

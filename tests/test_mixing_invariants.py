@@ -5,7 +5,7 @@ import json
 import hypothesis.strategies as st
 from helpers_mixing import commit, make_queue
 from hypothesis import settings
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from uniapl.mixing import Committed, Refused
 
@@ -22,9 +22,8 @@ class MixingQueueMachine(RuleBasedStateMachine):
         regenerations=st.integers(0, 2),
     )
     def start(self, groups, demonstrations, staleness, regenerations):
-        self.options = dict(
-            groups=groups, demonstrations=demonstrations, staleness=staleness, regenerations=regenerations
-        )
+        self.options = {"groups": groups, "demonstrations": demonstrations, "staleness": staleness}
+        self.options["regenerations"] = regenerations
         self.queue = make_queue(**self.options, lease_s=10.0)
         self.now = 0.0
         self.given, self.ended = [], []  # leases
@@ -40,30 +39,45 @@ class MixingQueueMachine(RuleBasedStateMachine):
             assert all(lease.id > other.id for other in self.given + self.ended)
             self.given.append(lease)
 
-    @precondition(lambda self: self.given)
-    @rule(data=st.data(), unscored=st.booleans(), behind=st.integers(0, 2))
-    def commit(self, data, unscored, behind):
-        lease = data.draw(st.sampled_from(self.given))
-        self.given.remove(lease)
+    def take(self, index):
+        """One of the leases that no commit was tried for, open or not."""
+        lease = self.given.pop(index % len(self.given))
         self.ended.append(lease)
-        was_open = lease.id in self.open_ids()
+        return lease
+
+    @rule(index=st.integers(0, 9), unscored=st.booleans(), behind=st.integers(0, 2))
+    def commit(self, index, unscored, behind):
+        if not self.given:
+            return
+        lease = self.take(index)
+        was_open = lease.id in self.queue._open
         version = max(0, self.published_version - behind)
         result = commit(self.queue, lease, version, ["bad"] * unscored, self.now)
         assert isinstance(result, Committed if was_open and self.now <= lease.deadline else Refused)
 
-    @precondition(lambda self: self.ended)
-    @rule(data=st.data())
-    def commit_again(self, data):
+    @rule(indices=st.lists(st.integers(0, 9), min_size=1, max_size=8), actor=ACTORS)
+    def actor_works_off_what_admission_allows(self, indices, actor):
+        for _ in indices:
+            self.lease(actor)
+        for index in indices:
+            self.commit(index, unscored=False, behind=0)
+
+    @rule(index=st.integers(0, 9))
+    def commit_again(self, index):
+        if not self.ended:
+            return
         before = self.queue.counters()
-        assert isinstance(commit(self.queue, data.draw(st.sampled_from(self.ended)), now=self.now), Refused)
+        assert isinstance(commit(self.queue, self.ended[index % len(self.ended)], now=self.now), Refused)
         changed = {k for k, v in self.queue.counters().items() if v != before[k]}
         assert changed <= {"refused", "expired", "open", "waiting"}
 
-    @precondition(lambda self: self.given)
-    @rule(data=st.data())
-    def release(self, data):
-        lease = data.draw(st.sampled_from(self.given))
-        assert self.queue.release(lease.id) == (lease.id in self.open_ids(before=True))
+    @rule(index=st.integers(0, 9))
+    def release(self, index):
+        if not self.given:
+            return
+        lease = self.take(index)
+        was_open = lease.id in self.queue._open
+        assert self.queue.release(lease.id) == was_open
 
     @rule(actor=ACTORS)
     def drop_actor(self, actor):
@@ -93,27 +107,20 @@ class MixingQueueMachine(RuleBasedStateMachine):
         assert [int(d.id) for d in plan.demonstrations] == list(range(first, first + self.options["demonstrations"]))
         self.batches.append(sequences)
 
-    @precondition(lambda self: len(self.batches) > self.published_version)
     @rule()
     def publish(self):
-        self.published_version += 1
-        self.queue.published(self.published_version)
+        if len(self.batches) > self.published_version:
+            self.published_version += 1
+            self.queue.published(self.published_version)
 
-    @rule(data=st.data())
-    def kill_and_resume(self, data):
-        version = data.draw(st.integers(self.published_version, len(self.batches)))
+    @rule(trained=st.integers(0, 3))
+    def kill_and_resume(self, trained):
+        version = min(self.published_version + trained, len(self.batches))
         state = json.loads(json.dumps(self.queue.state_dict(version=version)))
         self.queue = make_queue(**self.options, lease_s=10.0)
         self.queue.load_state_dict(state)
         del self.batches[version:]
         self.published_version = version
-
-    def open_ids(self, before=False):
-        return set(self.queue._open) if not before else set(self.last_open)
-
-    @invariant()
-    def remember_open_leases(self):
-        self.last_open = set(self.queue._open)
 
     @invariant()
     def the_ledgers_balance(self):
@@ -135,7 +142,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
     def every_prompt_drawn_is_in_exactly_one_place(self):
         q = self.queue
         trained = [sequence for batch in self.batches for sequence in batch]
-        places = [*q._waiting, *q._ready, *(lease.task.sequence for lease in q._open.values()), *trained]
+        places = [*q._waiting, *q._ready, *(lease.sequence for lease in q._open.values()), *trained]
         assert len(places) == len(set(places))
         assert len(places) + q.counters()["dropped_unscored"] == q.counters()["drawn"]
         assert q.counters()["consumed"] == len(trained)
@@ -146,5 +153,5 @@ class MixingQueueMachine(RuleBasedStateMachine):
         assert kept == list(range(self.published_version, len(self.batches)))
 
 
-MixingQueueMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+MixingQueueMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=50, deadline=None)
 TestMixingQueue = MixingQueueMachine.TestCase

@@ -53,13 +53,15 @@ class Lease:
     """The right to commit one group for one prompt until `deadline` (seconds on the queue's clock)."""
 
     id: int
-    task: Task
+    sequence: int
+    prompt: Prompt
+    attempt: int
     actor: str
     deadline: float
 
     @property
-    def prompt(self) -> Prompt:
-        return self.task.prompt
+    def task(self) -> Task:
+        return Task(self.sequence, self.prompt, self.attempt)
 
 
 @dataclass(frozen=True)
@@ -157,9 +159,8 @@ class MixingQueue:
     @property
     def admissible(self) -> int:
         """How many leases admission allows now: groups that still fit under the staleness bound."""
-        unpublished = (self._step - self._published) * self.groups_per_step
-        capacity = (self.max_staleness + 1) * self.groups_per_step
-        return max(0, capacity - len(self._open) - len(self._ready) - unpublished)
+        batches = self.max_staleness + 1 - (self._step - self._published)
+        return max(0, batches * self.groups_per_step - len(self._open) - len(self._ready))
 
     def lease(self, actor: str, now: float) -> Lease | None:
         """The next prompt for `actor`, those to be leased again first; None when admission forbids."""
@@ -167,7 +168,7 @@ class MixingQueue:
         if self.admissible == 0:
             return None
         task = self._waiting.pop(min(self._waiting)) if self._waiting else self._draw()
-        lease = Lease(self._next_lease, task, actor, now + self.lease_s)
+        lease = Lease(self._next_lease, task.sequence, task.prompt, task.attempt, actor, now + self.lease_s)
         self._next_lease += 1
         self._open[lease.id] = lease
         self._counts["leased"] += 1
@@ -291,8 +292,8 @@ class MixingQueue:
         ready = sorted([*self._ready.values(), *again], key=lambda group: group.task.sequence)
         leased = [lease.task for lease in self._open.values()]
         waiting = sorted([*self._waiting.values(), *leased], key=lambda task: task.sequence)
-        counts = self._counts + Counter(released=len(leased))
-        counts["consumed"] -= len(again)
+        counts = Counter(self._counts)
+        counts.update(released=len(leased), consumed=-len(again))
         cursor = self._demonstrations.state_dict() if self._demonstrations else None
         return {
             "version": version,

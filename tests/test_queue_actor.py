@@ -1,0 +1,256 @@
+"""The queue actor in a real Ray: long polls, exactly once, lost actors, stop, save and restore."""
+
+import dataclasses
+import json
+import sys
+import time
+
+import helpers_mixing
+import pytest
+import ray
+from helpers_mixing import Counting, demonstration, prompt
+
+from actors.queue import GroupEntry, group_from_dict, start_queue
+from uniapl.config import Config
+from uniapl.records import Group, Sample, Score, VersionSpan
+
+LONG = 60.0  # seconds: a poll that takes this long has hung
+SOON = 10.0
+
+for module in (helpers_mixing, sys.modules[__name__]):  # tests/ is not on the path of Ray's workers
+    ray.cloudpickle.register_pickle_by_value(module)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def ray_here():
+    started = not ray.is_initialized()
+    if started:
+        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
+    yield
+    if started:
+        ray.shutdown()
+
+
+@pytest.fixture
+def make_queue():
+    """Queue actors on counting sources, killed after the test."""
+    queues = []
+
+    def make(groups=2, demonstrations=1, staleness=0, lease_s=600.0, preference=1.0):
+        config = Config.model_validate(
+            {
+                "model": {"path": "unused"},
+                "data": {"train": ["unused"]},
+                "evaluation": {"prompts": 0},
+                "queue": {
+                    "groups_per_step": groups,
+                    "demonstrations_per_step": demonstrations,
+                    "max_staleness": staleness,
+                    "lease_s": lease_s,
+                },
+                "objective": {"preference": {"weight": preference}, "demonstration": {"weight": 1.0}},
+            }
+        )
+        queues.append(start_queue(config, Counting(prompt), Counting(demonstration)))
+        return queues[-1]
+
+    yield make
+    for queue in queues:
+        ray.kill(queue)
+
+
+def make_group(lease, version=0, unscored=None):
+    """Two short samples, as an engine with weights `version` would have made them."""
+    score = Score(None if unscored else 1.0, unscored, {"check": True})
+    samples = [Sample([n, 7], [-0.5, -0.25], [VersionSpan(0, 2, version)], "text", "stop", score) for n in range(2)]
+    return Group(lease.id, lease.prompt, samples, lease.actor, generate_s=0.5, score_s=0.125)
+
+
+def lease_of(queue, actor="a", wait_s=LONG):
+    return ray.get(queue.lease.remote(actor, wait_s))
+
+
+def commit_one(queue, actor="a", version=0):
+    lease = lease_of(queue, actor)
+    assert ray.get(queue.commit.remote(lease.id, make_group(lease, version)))
+    return lease
+
+
+def still_waiting(call, seconds=0.3):
+    return ray.wait([call], timeout=seconds)[0] == []
+
+
+@ray.remote(num_cpus=0)
+def produce(queue, actor):
+    """Commit every group twice until the queue stops; how many commits were accepted and refused."""
+    accepted = refused = 0
+    while not ray.get(queue.stats.remote())["stopped"]:
+        lease = ray.get(queue.lease.remote(actor, 1.0))
+        if lease is None:
+            continue
+        version = ray.get(queue.stats.remote())["published"]
+        group = make_group(lease, version)
+        for taken in ray.get([queue.commit.remote(lease.id, group) for _ in range(2)]):
+            accepted, refused = accepted + taken, refused + (not taken)
+    return accepted, refused
+
+
+@ray.remote(num_cpus=0)
+class Producer:
+    def commit_one(self, queue):
+        return commit_one(queue, "short-lived").id
+
+
+def test_concurrent_producers_feed_every_group_exactly_once(make_queue):
+    queue = make_queue(groups=3, demonstrations=2, staleness=1)
+    producers = [produce.remote(queue, f"actor-{n}") for n in range(3)]
+    consumed, demonstrations = [], []
+    for step in range(6):
+        batch = ray.get(queue.next_batch.remote(LONG))
+        assert batch.step == step
+        groups = ray.get([entry.ref for entry in batch.groups])
+        assert [group.lease_id for group in groups] == [entry.lease_id for entry in batch.groups]
+        assert [group.tokens for group in groups] == [entry.tokens for entry in batch.groups]
+        assert all(step - entry.oldest_version <= 1 for entry in batch.groups)
+        consumed += [group.prompt.id for group in groups]
+        demonstrations += [d.id for d in batch.demonstrations]
+        ray.get(queue.published.remote(step + 1))
+    ray.get(queue.stop.remote())
+    accepted, refused = (sum(each) for each in zip(*ray.get(producers), strict=True))
+    counters = ray.get(queue.stats.remote())
+    assert len(consumed) == len(set(consumed)) == 18
+    assert demonstrations == [str(n) for n in range(12)]
+    assert accepted == counters["committed"] == counters["consumed"] + counters["ready"] + counters["dropped_stale"]
+    assert refused == accepted == counters["refused"]["committed"]
+
+
+def test_a_poll_for_a_lease_waits_for_room_and_gives_up_in_time(make_queue):
+    queue = make_queue(groups=1)
+    commit_one(queue)
+    ray.get(queue.next_batch.remote(LONG))
+    started = time.monotonic()
+    assert lease_of(queue, wait_s=0.3) is None
+    assert 0.3 <= time.monotonic() - started < SOON
+    waiting = queue.lease.remote("a", LONG)
+    assert still_waiting(waiting)
+    ray.get(queue.published.remote(1))
+    assert ray.get(waiting, timeout=SOON).prompt.id == "1"
+
+
+def test_a_poll_for_a_batch_wakes_on_the_commit_that_fills_it(make_queue):
+    queue = make_queue(groups=2)
+    assert ray.get(queue.next_batch.remote(0.1)) is None
+    waiting = queue.next_batch.remote(LONG)
+    first = commit_one(queue)
+    assert still_waiting(waiting)
+    second = commit_one(queue, "b")
+    batch = ray.get(waiting, timeout=SOON)
+    assert [(type(e), e.lease_id, e.actor, e.tokens, e.generate_s, e.score_s) for e in batch.groups] == [
+        (GroupEntry, first.id, "a", 10, 0.5, 0.125),
+        (GroupEntry, second.id, "b", 10, 0.5, 0.125),
+    ]
+
+
+def test_a_released_lease_wakes_whoever_waits_for_one(make_queue):
+    queue = make_queue(groups=1)
+    lease = lease_of(queue)
+    waiting = queue.lease.remote("b", LONG)
+    assert still_waiting(waiting)
+    ray.get(queue.release.remote(lease.id, "engine restarted"))
+    assert ray.get(waiting, timeout=SOON).prompt == lease.prompt
+    assert ray.get(queue.stats.remote())["releases"] == {"engine restarted": 1}
+
+
+def test_an_expired_lease_is_noticed_without_anybody_calling(make_queue):
+    queue = make_queue(groups=1, lease_s=0.2)
+    lease = lease_of(queue)
+    again = ray.get(queue.lease.remote("b", LONG), timeout=SOON)
+    assert again.prompt == lease.prompt
+    assert ray.get(queue.commit.remote(lease.id, make_group(lease))) is False
+
+
+def test_an_unscored_group_counts_as_taken_and_is_made_again(make_queue):
+    queue = make_queue(groups=1)
+    lease = lease_of(queue)
+    assert ray.get(queue.commit.remote(lease.id, make_group(lease, unscored="reward timed out"))) is True
+    again = lease_of(queue)
+    assert (again.prompt, again.attempt) == (lease.prompt, 1)
+    assert ray.get(queue.stats.remote())["unscored"] == {"reward timed out": 2}
+
+
+def test_dropping_over_stale_groups_wakes_whoever_waits_for_a_lease(make_queue):
+    queue = make_queue(groups=1, staleness=0)
+    ray.get(queue.published.remote(0))
+    commit_one(queue)
+    ray.get([queue.next_batch.remote(LONG), queue.published.remote(1)])
+    stale = commit_one(queue, version=0)
+    waiting = queue.lease.remote("a", LONG)
+    assert still_waiting(waiting)
+    assert ray.get(queue.next_batch.remote(0.0)) is None
+    assert ray.get(waiting, timeout=SOON).prompt == stale.prompt
+
+
+def test_a_lost_actor_gives_up_its_leases_and_its_polls_but_may_come_back(make_queue):
+    queue = make_queue(groups=1)
+    lease = lease_of(queue, "lost")
+    its_poll = queue.lease.remote("lost", LONG)
+    others_poll = queue.lease.remote("other", LONG)
+    assert still_waiting(its_poll) and still_waiting(others_poll)
+    assert ray.get(queue.drop_actor.remote("lost")) == 1
+    assert ray.get(its_poll, timeout=SOON) is None
+    assert ray.get(others_poll, timeout=SOON).prompt == lease.prompt
+    back = queue.lease.remote("lost", LONG)
+    assert still_waiting(back)
+    ray.get(queue.drop_actor.remote("other"))
+    assert ray.get(back, timeout=SOON).prompt == lease.prompt
+
+
+def test_ready_groups_outlive_the_actor_that_made_them(make_queue):
+    queue = make_queue(groups=1)
+    producer = Producer.remote()
+    lease_id = ray.get(producer.commit_one.remote(queue))
+    ray.kill(producer)
+    batch = ray.get(queue.next_batch.remote(LONG))
+    assert ray.get(batch.groups[0].ref, timeout=SOON).lease_id == lease_id
+
+
+def test_stop_ends_every_poll_with_none(make_queue):
+    queue = make_queue(groups=2)
+    lease_of(queue), lease_of(queue)
+    polls = [queue.lease.remote("a", LONG), queue.lease.remote("b", LONG), queue.next_batch.remote(LONG)]
+    assert all(still_waiting(poll, 0.1) for poll in polls)
+    ray.get(queue.stop.remote())
+    assert ray.get(polls, timeout=SOON) == [None, None, None]
+    assert ray.get(queue.lease.remote("a", LONG), timeout=SOON) is None
+
+
+def test_a_saved_queue_continues_in_another_actor(make_queue):
+    queue = make_queue(groups=2)
+    ready, lost = commit_one(queue), lease_of(queue)
+    state = json.loads(json.dumps(ray.get(queue.state.remote())))
+    resumed = make_queue(groups=2)
+    ray.get(resumed.load_state.remote(state))
+    assert lease_of(resumed).prompt == lost.prompt
+    ray.get(resumed.drop_actor.remote("a"))
+    commit_one(resumed)
+    batch = ray.get(resumed.next_batch.remote(LONG))
+    assert ray.get(batch.groups[0].ref) == make_group(ready)
+    assert ray.get(batch.groups[1].ref).prompt == lost.prompt
+    assert [d.id for d in batch.demonstrations] == ["0"]
+
+
+def test_a_group_written_out_reads_back_the_same():
+    class Lease:
+        id, actor, prompt = 3, "a", prompt("0")
+
+    group = make_group(Lease, version=2)
+    group.samples[0].score = None
+    packed = json.loads(json.dumps(dataclasses.asdict(group)))
+    assert group_from_dict(packed) == group
+
+
+def test_without_rollouts_batches_are_demonstrations_alone(make_queue):
+    queue = make_queue(groups=4, demonstrations=2, preference=0.0)
+    assert lease_of(queue, wait_s=0.0) is None
+    batch = ray.get(queue.next_batch.remote(0.0))
+    assert (batch.groups, [d.id for d in batch.demonstrations]) == ([], ["0", "1"])
