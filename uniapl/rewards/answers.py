@@ -14,6 +14,7 @@ _UNSIGNED = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+
 # A minus right after a letter, digit or closing bracket is an operator or a hyphen, not a sign.
 _NUMBER = re.compile(rf"(?<![\w.)])-?(?:{_UNSIGNED})(?:\s*/\s*-?(?:{_UNSIGNED}))?|(?:{_UNSIGNED})")
 _LATEX = [
+    (re.compile(r"(?<=[0-9])\s*\\([dt]?frac)"), r" \\\1"),
     (re.compile(r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}"), r"\1/\2"),
     (re.compile(r"\\[dt]?frac\s*([0-9])\s*([0-9])"), r"\1/\2"),
     (re.compile(r"\{,\}|\\,|\\!|\\ "), ","),
@@ -43,7 +44,7 @@ def math(prompt: Prompt, response: str) -> RewardResult:
 
     The response's number is the last one inside its last `\boxed{}`, or its last number where
     nothing is boxed. Thousands separators, decimals, `a/b` and `\frac{a}{b}` are read; units,
-    currency and percent signs are not.
+    currency and percent signs are passed over; mixed numbers and exponents are not read.
     """
     answer = verifier_field(prompt, "answer")
     expected = last_number(str(answer)) if isinstance(answer, str | int | float) else None
@@ -56,7 +57,7 @@ def math(prompt: Prompt, response: str) -> RewardResult:
 
 def last_number(text: str) -> Fraction | None:
     """The last number of `text`, exactly; None where there is none, or it divides by zero."""
-    text = unicodedata.normalize("NFKC", text).replace("−", "-").replace("⁄", "/")
+    text = text.replace("−", "-")
     for pattern, plain in _LATEX:
         text = pattern.sub(plain, text)
     found = _NUMBER.findall(text)

@@ -153,7 +153,7 @@ class RedisCache:
                 _log.warning("score cache %s is back", self._where)
             self._pause_s = self._retry_at = 0.0
 
-    def _read(self, text: bytes | None) -> RewardResult | None:
+    def _read(self, text: bytes | str | None) -> RewardResult | None:
         if text is None:
             return None
         try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import reprlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
@@ -128,27 +129,36 @@ def _checked(name: str, returned: Any) -> RewardResult | str:
     result = returned if isinstance(returned, RewardResult) else RewardResult(returned)
     value = result.value
     if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        return _reason(name, f"returned {type(value).__name__} {value!r}; allowed: a finite number")
+        return _reason(name, f"returned {type(value).__name__} {reprlib.repr(value)}; allowed: a finite number")
     try:
         number = float(value)
     except (OverflowError, ValueError):
         number = math.inf
     if not math.isfinite(number):
-        return _reason(name, f"returned {value!r}; allowed: a finite number")
+        return _reason(name, f"returned {reprlib.repr(value)}; allowed: a finite number")
     if not isinstance(result.checks, dict) or not all(
         isinstance(k, str) and isinstance(v, bool) for k, v in result.checks.items()
     ):
-        return _reason(name, f"returned checks {result.checks!r}; allowed: true or false by name")
+        return _reason(name, f"returned checks {reprlib.repr(result.checks)}; allowed: true or false by name")
     return RewardResult(number, dict(result.checks))
 
 
 def _reason(name: str, what: object) -> str:
-    if isinstance(what, UnscorableError | TimeoutError):
-        what = str(what)
-    elif isinstance(what, BaseException):
-        what = f"{type(what).__name__}: {what}" if str(what) else type(what).__name__
-    text = f"{name}: {' '.join(str(what).split())}"
+    text = f"{name}: {' '.join(_message(what).split())}"
     return text if len(text) <= REASON_CHARS else text[: REASON_CHARS - 3] + "..."
+
+
+def _message(what: object) -> str:
+    if not isinstance(what, BaseException):
+        return str(what)
+    try:
+        message = str(what)
+    except Exception:  # a user's exception may fail to describe itself
+        message = ""
+    kind = type(what).__name__
+    if isinstance(what, UnscorableError | TimeoutError):
+        return message or kind
+    return f"{kind}: {message}" if message else kind
 
 
 def _total(rewards: Sequence[Reward], outcomes: Sequence[RewardResult | str]) -> Score:
