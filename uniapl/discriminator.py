@@ -1,0 +1,188 @@
+"""The discriminator: how close a response is to the expert's.
+
+`embedding` is the cosine of a frozen sentence encoder's embeddings of both texts. The encoder is a
+folder in the sentence-transformers layout: a transformer, `1_Pooling/config.json` with mean
+pooling, optionally `sentence_bert_config.json` with the longest input.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from uniapl.config_errors import ConfigError
+
+_KEY = "objective.adversarial.encoder"
+BATCH_TOKENS = 2048
+"""Padded tokens of one forward pass: few enough for the activations to stay in the CPU's caches."""
+
+
+def resolve_encoder(name: str) -> Path:
+    """The folder of a sentence encoder, given as a path or as `package:MODULE/FOLDER`.
+
+    The module is located, not imported: it may import libraries that are not installed.
+
+    Raises:
+        ConfigError: no such package or folder, or the folder is not a mean-pooling encoder.
+    """
+    folder = _package_folder(name) if name.startswith("package:") else Path(name)
+    for needed in ("config.json", "1_Pooling/config.json"):
+        if not (folder / needed).is_file():
+            raise ConfigError(f"{_KEY}: got '{name}'; {folder / needed} is missing; allowed: a sentence encoder")
+    modes = {
+        key for key, on in _json(folder / "1_Pooling/config.json").items() if key.startswith("pooling_mode") and on
+    }
+    if modes != {"pooling_mode_mean_tokens"}:
+        raise ConfigError(f"{_KEY}: got '{name}', which pools by {sorted(modes)}; allowed: pooling_mode_mean_tokens")
+    return folder
+
+
+def _package_folder(name: str) -> Path:
+    module, _, inside = name.removeprefix("package:").partition("/")
+    spec = importlib.util.find_spec(module) if module.isidentifier() else None
+    if spec is None or not spec.submodule_search_locations:
+        raise ConfigError(
+            f"{_KEY}: got '{name}'; no installed package '{module}'; allowed: a folder, or package:MODULE/FOLDER"
+        )
+    return Path(next(iter(spec.submodule_search_locations))) / inside
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ConfigError(f"{_KEY}: {path} is not JSON: {error}") from None
+
+
+class EmbeddingDiscriminator:
+    """Cosine, in [-1, 1], of frozen embeddings of responses and of the expert's response.
+
+    A text longer than the encoder's input is cut there. An empty response is embedded like any
+    other (its start and end tokens alone), so its cosine is defined, and low.
+
+    Args:
+        folder: the encoder, see `resolve_encoder`.
+        threads: CPU threads of a forward pass; None: torch's own choice.
+        cache_entries: expert responses whose embeddings are kept, the most recently used ones.
+    """
+
+    def __init__(self, folder: Path | str, threads: int | None = None, cache_entries: int = 4096) -> None:
+        from transformers import AutoModel, AutoTokenizer
+
+        folder = Path(folder)
+        self._tokenizer = AutoTokenizer.from_pretrained(folder)
+        model = AutoModel.from_pretrained(folder, dtype=torch.float32).eval().requires_grad_(False)
+        self._max_tokens = _max_tokens(folder, model.config)
+        self._model = _with_onednn(model)
+        self._threads = threads
+        self._cache_entries = cache_entries
+        self._experts: OrderedDict[str, Tensor] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def scores(self, expert: str, responses: Sequence[str]) -> list[float]:
+        """Cosine of each response's embedding with the expert's."""
+        return self.scores_many([(expert, responses)])[0]
+
+    def scores_many(self, groups: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
+        """`scores` of several (expert response, responses), embedded together.
+
+        Raises:
+            ValueError: the encoder gave a value that is not finite.
+        """
+        with self._lock:
+            experts = list(dict.fromkeys(expert for expert, _ in groups))
+            new = [expert for expert in experts if expert not in self._experts]
+            texts = list(dict.fromkeys([*new, *(text for _, responses in groups for text in responses)]))
+            embedded = dict(zip(texts, self.embed(texts), strict=True))
+            reference = {expert: self._remember(expert, embedded) for expert in experts}
+            self._forget()
+        return [[_cosine(reference[expert], embedded[text]) for text in responses] for expert, responses in groups]
+
+    @torch.inference_mode()
+    def embed(self, texts: Sequence[str]) -> Tensor:
+        """Embeddings of unit length, [texts, dimensions] float32, each independent of the others."""
+        if not texts:
+            return torch.empty(0, self._model.config.hidden_size)
+        if self._threads is not None:
+            torch.set_num_threads(self._threads)
+        # A lone surrogate is valid in Python and nowhere else.
+        clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
+        tokens = self._tokenizer(clean, truncation=True, max_length=self._max_tokens)["input_ids"]
+        result = torch.empty(len(texts), self._model.config.hidden_size)
+        for rows in _batches([len(ids) for ids in tokens]):
+            result[rows] = self._forward([tokens[row] for row in rows])
+        return result
+
+    def _forward(self, tokens: list[list[int]]) -> Tensor:
+        batch = self._tokenizer.pad({"input_ids": tokens}, return_tensors="pt")
+        hidden = self._model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).last_hidden_state
+        mask = batch["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+        mean = (hidden * mask).sum(1) / mask.sum(1)
+        return nn.functional.normalize(mean, dim=-1)
+
+    def _remember(self, expert: str, embedded: dict[str, Tensor]) -> Tensor:
+        if expert not in self._experts:
+            self._experts[expert] = embedded[expert].clone()
+        self._experts.move_to_end(expert)
+        return self._experts[expert]
+
+    def _forget(self) -> None:
+        while len(self._experts) > self._cache_entries:
+            self._experts.popitem(last=False)
+
+
+def _cosine(expert: Tensor, response: Tensor) -> float:
+    cosine = float(expert.double() @ response.double())
+    if not math.isfinite(cosine):
+        raise ValueError("the sentence encoder gave a value that is not finite")
+    return max(-1.0, min(1.0, cosine))
+
+
+def _max_tokens(folder: Path, model_config: Any) -> int:
+    """The longest input: what the encoder was trained with, where it says so."""
+    path = folder / "sentence_bert_config.json"
+    stated = _json(path).get("max_seq_length") if path.is_file() else None
+    return int(stated or model_config.max_position_embeddings)
+
+
+def _batches(lengths: list[int]) -> list[list[int]]:
+    """Rows by length, as many together as fit `BATCH_TOKENS` when padded to the longest of them."""
+    batches: list[list[int]] = []
+    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
+        if batches and (len(batches[-1]) + 1) * lengths[row] <= BATCH_TOKENS:
+            batches[-1].append(row)
+        else:
+            batches.append([row])
+    return batches
+
+
+class _OneDnnLinear(nn.Module):
+    """A linear layer by oneDNN: torch's own choice in float32, MKL, is half as fast on AMD CPUs."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.weight = linear.weight.detach().to_mkldnn()
+        self.bias = linear.bias.detach().to_mkldnn()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch._C._nn.mkldnn_linear(x.to_mkldnn(), self.weight, self.bias).to_dense()
+
+
+def _with_onednn(model: nn.Module) -> nn.Module:
+    """`model` with its linear layers replaced, where torch has oneDNN."""
+    if not torch.backends.mkldnn.is_available():
+        return model
+    for module in list(model.modules()):
+        for name, child in list(module.named_children()):
+            if isinstance(child, nn.Linear) and child.bias is not None:
+                setattr(module, name, _OneDnnLinear(child))
+    return model

@@ -1,0 +1,6 @@
+"""Rewards: verifiers, the user's functions, their cache, and how their values become a `Score`."""
+
+from uniapl.rewards.registry import BUILT_IN, Reward, resolve
+from uniapl.rewards.types import RewardCallable, RewardResult, ScoreRequest, UnscorableError
+
+__all__ = ["BUILT_IN", "Reward", "RewardCallable", "RewardResult", "ScoreRequest", "UnscorableError", "resolve"]

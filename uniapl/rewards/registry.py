@@ -1,0 +1,71 @@
+"""Reward functions by name: the built-in ones and the user's `module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from uniapl.config import RewardFunction
+from uniapl.config_errors import ConfigError
+from uniapl.rewards.answers import exact_match, math
+from uniapl.rewards.instructions import ifbench, ifeval, registry
+from uniapl.rewards.types import RewardCallable
+
+BUILT_IN: dict[str, RewardCallable] = {"ifeval": ifeval, "ifbench": ifbench, "exact_match": exact_match, "math": math}
+_WARM_UPS: dict[str, Callable[[], object]] = {
+    "ifeval": lambda: registry("ifeval"),
+    "ifbench": lambda: registry("ifbench"),
+}
+
+
+@dataclass(frozen=True)
+class Reward:
+    """A reward function with what the configuration says about it."""
+
+    name: str
+    weight: float
+    version: str
+    function: RewardCallable
+
+    def warm_up(self) -> None:
+        """Load what the first call would otherwise wait for."""
+        _WARM_UPS.get(self.name, lambda: None)()
+
+
+def resolve(functions: Sequence[RewardFunction]) -> list[Reward]:
+    """The configured reward functions, imported.
+
+    Raises:
+        ConfigError: a name is unknown or stands twice, or a user's function cannot be imported,
+            is not callable or is asynchronous.
+    """
+    names = [entry.name for entry in functions]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise ConfigError(f"reward.functions.{index}.name: got '{name}' a second time; allowed: each name once")
+    return [
+        Reward(entry.name, entry.weight, entry.version, _function(entry.name, f"reward.functions.{index}.name"))
+        for index, entry in enumerate(functions)
+    ]
+
+
+def _function(name: str, key: str) -> RewardCallable:
+    if name in BUILT_IN:
+        return BUILT_IN[name]
+    module, colon, attribute = name.partition(":")
+    if not (colon and module and attribute):
+        raise ConfigError(f"{key}: got '{name}'; allowed: {', '.join(BUILT_IN)}, or module:function")
+    try:
+        found = importlib.import_module(module)
+    except Exception as error:  # a user's module may raise anything
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        raise ConfigError(f"{key}: got '{name}'; cannot import {module}: {reason}") from error
+    function = getattr(found, attribute, None)
+    if not callable(function):
+        what = "has no" if function is None else "is not callable:"
+        raise ConfigError(f"{key}: got '{name}'; module {module} {what} {attribute}")
+    if inspect.iscoroutinefunction(function):
+        raise ConfigError(f"{key}: got '{name}', an async function; allowed: a plain function")
+    return function
