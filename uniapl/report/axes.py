@@ -10,10 +10,11 @@ Format = Callable[[float], str]
 
 
 def compact(value: float) -> str:
-    """Three significant digits: `0.312`, `1,234`, `56.7k`, `1.2e-05`."""
+    """Three significant digits: `0.312`, `1,234`, `56.7k`, `1.2e-5`."""
     size = abs(value)
-    if size >= 1e15 or 0 < size < 1e-3:
-        text = f"{value:.1e}"
+    if size >= 1e15 or 0 < size < 9.995e-5:
+        mantissa, exponent = f"{value:.1e}".split("e")
+        text = f"{mantissa.removesuffix('.0')}e{int(exponent)}"
     elif size >= 999_500:
         text = f"{value / 1e6:,.3g}M" if size < 9.995e8 else f"{value / 1e9:,.4g}B"
     elif size >= 9_999.5:
@@ -51,7 +52,7 @@ def ticks(low: float, high: float, target: int = 5, whole: bool = False) -> list
         return [low]
     raw = (high - low) / max(1, target)
     power = 10.0 ** math.floor(math.log10(raw))
-    step = next((m * power for m in (1, 2, 5) if m * power >= raw * 0.999), 10 * power)
+    step = power * next((m for m, limit in ((1, 1.5), (2, 3.5), (5, 7.5)) if raw < limit * power), 10)
     step = max(1.0, step) if whole else step
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [k * step for k in range(first, last + 1)]

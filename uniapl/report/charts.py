@@ -15,7 +15,7 @@ from uniapl.analysis import Interval
 from uniapl.report.axes import Format, Scale, compact, percent, ticks, value_range
 
 WIDTH, HEIGHT = 420, 236
-LEFT, RIGHT, TOP, BOTTOM = 50, 10, 22, 36
+LEFT, RIGHT, TOP, BOTTOM = 50, 10, 26, 36
 MAX_POINTS = 300
 """Longer series are drawn as means of equally many steps each."""
 
@@ -156,7 +156,7 @@ def _filled(series: Series, steps: Sequence[float]) -> list[float]:
 def _step_scale(series: Sequence[Series]) -> Scale:
     xs = [x for one in series for x in one.xs]
     low, high = min(xs), max(xs)
-    return Scale(low, high, LEFT, WIDTH - RIGHT) if low < high else Scale(low - 1, high + 1, LEFT, WIDTH - RIGHT)
+    return Scale(low, high, LEFT, WIDTH - RIGHT) if low < high else Scale(low - 0.5, high + 0.5, LEFT, WIDTH - RIGHT)
 
 
 def _value_scale(values: Sequence[float], zero: bool) -> Scale:

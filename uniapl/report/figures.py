@@ -35,7 +35,7 @@ TRAINING = [
         "per sample",
         zero=True,
     ),
-    Chart("Loss", (("loss/total", "weighted sum", "c6"),), "loss"),
+    Chart("Loss", (("loss/total", "total", "c6"),), "weighted sum"),
     Chart("Preference loss", (("loss/preference", "L_pref", PREFERENCE),), "unweighted"),
     Chart("Demonstration loss", (("loss/demonstration", "L_demo", DEMONSTRATION),), "nats per token"),
     Chart("Adversarial loss", (("loss/adversarial", "L_adv", ADVERSARIAL),), "unweighted"),
@@ -178,6 +178,16 @@ def check_rows(before: Evaluation | None, after: Evaluation | None) -> list[Chec
     for name in sorted(old.keys() | new.keys()):
         bars = [(rate, colour) for rate, colour in ((old.get(name), BEFORE), (new.get(name), AFTER)) if rate]
         rows.append(CheckRow(name, old.get(name), new.get(name), rate_bars(bars)))
+    return rows
+
+
+def training_checks(metrics: Metrics) -> list[tuple[str, float, float]]:
+    """(constraint, mean pass rate in the first fifth of its steps, in the last fifth), in order of name."""
+    rows = []
+    for key in sorted({key for record in metrics for key in record if key.startswith("check/")}):
+        rates = [record[key] for record in metrics if key in record]
+        count = max(1, len(rates) // 5)
+        rows.append((key.removeprefix("check/"), sum(rates[:count]) / count, sum(rates[-count:]) / count))
     return rows
 
 

@@ -18,7 +18,7 @@ from uniapl.analysis import Evaluation, Interval, paired_difference
 from uniapl.config_errors import parse_yaml
 from uniapl.report import figures
 from uniapl.report.axes import clock, compact, percent, points
-from uniapl.report.charts import interval_chart, share_bar
+from uniapl.report.charts import MAX_POINTS, interval_chart, share_bar
 from uniapl.report.figures import AFTER, BEFORE
 from uniapl.report.samples import choose, paired_samples, shown
 from uniapl.runlog import RunError, read_metrics
@@ -43,6 +43,10 @@ class Run:
     def planned_steps(self) -> int | None:
         steps = self.setting("run.steps")
         return steps if isinstance(steps, int) else None
+
+    @property
+    def made_rollouts(self) -> bool:
+        return any("reward/mean" in record for record in self.metrics)
 
     def setting(self, dotted: str) -> Any:
         """A value of the configuration, None where it is not there."""
@@ -102,6 +106,8 @@ def render(run: Run) -> str:
         facts=_facts(run),
         headline=_headline(run),
         training=_training(run.metrics),
+        steps_per_point=max(1, -(-len(run.metrics) // MAX_POINTS)),
+        training_checks=figures.training_checks(run.metrics),
         expert=figures.line_figures(run.metrics, figures.EXPERT_CHARTS),
         distributions=_distributions(run),
         checks=figures.check_rows(run.before, run.after),
@@ -165,7 +171,7 @@ def _facts(run: Run) -> list[tuple[str, str]]:
 def _batch(run: Run) -> str:
     groups, size = run.setting("queue.groups_per_step"), run.setting("rollout.group_size")
     parts = []
-    if groups and size and any("reward/mean" in record for record in run.metrics):
+    if groups and size and run.made_rollouts:
         parts.append(f"{groups} prompts × {size} samples")
     demonstrations = run.setting("queue.demonstrations_per_step")
     if demonstrations and any("loss/demonstration" in record for record in run.metrics):
