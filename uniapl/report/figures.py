@@ -1,0 +1,206 @@
+"""Which charts the report shows, made from a run's metrics and evaluations."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from uniapl.analysis import Comparison, Evaluation, Interval, compare_lengths, compare_logprobs
+from uniapl.report.axes import Format, compact, percent
+from uniapl.report.charts import Figure, Series, histogram_chart, line_chart, rate_bars, stacked_chart
+
+Metrics = list[dict[str, Any]]
+COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6")
+PREFERENCE, DEMONSTRATION, ADVERSARIAL = "c1", "c2", "c3"
+BEFORE, AFTER = "c6", "c1"
+POLICY, EXPERT = "c1", "c2"
+TIMES = ("generate", "score", "wait", "train", "broadcast", "other")
+
+
+class Chart(NamedTuple):
+    """A chart over optimizer steps. `lines`: (metric, name, colour)."""
+
+    title: str
+    lines: tuple[tuple[str, str, str], ...]
+    unit: str
+    show: Format = compact
+    zero: bool = False
+    note: str = ""
+
+
+TRAINING = [
+    Chart(
+        "Reward of the rollouts",
+        (("reward/mean", "mean reward", "c1"), ("reward/pass_rate", "pass rate", "c2")),
+        "per sample",
+        zero=True,
+    ),
+    Chart("Loss", (("loss/total", "total", "c6"),), "weighted sum"),
+    Chart("Preference loss", (("loss/preference", "L_pref", PREFERENCE),), "unweighted"),
+    Chart("Demonstration loss", (("loss/demonstration", "L_demo", DEMONSTRATION),), "nats per token"),
+    Chart("Adversarial loss", (("loss/adversarial", "L_adv", ADVERSARIAL),), "unweighted"),
+    Chart(
+        "Groups that teach nothing by reward",
+        (("reward/zero_advantage_groups", "all samples rewarded alike", "c4"),),
+        "of groups",
+        percent,
+        zero=True,
+    ),
+]
+EXPERT_CHARTS = [
+    Chart(
+        "Discriminator score",
+        (("discriminator/expert_mean", "expert", EXPERT), ("discriminator/sample_mean", "policy", POLICY)),
+        "score",
+    ),
+    Chart(
+        "Discriminator gap",
+        (("discriminator/gap", "expert − policy", "c3"),),
+        "score",
+        note="0: the discriminator cannot tell them apart.",
+    ),
+    Chart("Expert's text under the policy", (("expert/nll", "negative log-likelihood", EXPERT),), "nats per token"),
+    Chart(
+        "Response length in training",
+        (("length/demonstration_mean", "expert", EXPERT), ("length/sample_mean", "policy", POLICY)),
+        "tokens",
+        zero=True,
+    ),
+    Chart("Responses cut off at the limit", (("length/truncated", "cut off", "c4"),), "of samples", percent, True),
+]
+HEALTH = [
+    Chart(
+        "Staleness",
+        (("staleness/mean", "mean", "c1"), ("staleness/max", "largest", "c4")),
+        "weight versions",
+        zero=True,
+    ),
+    Chart(
+        "KL, learner to engine",
+        (("kl/behaviour", "k3 estimate", "c1"),),
+        "nats per token",
+        zero=True,
+    ),
+    Chart("Probability ratio", (("ratio/mean", "mean", "c1"), ("ratio/max", "largest", "c4")), "π_θ / π_prox"),
+    Chart("Clipped tokens", (("ratio/clip_fraction", "clipped", "c1"),), "of tokens", percent, True),
+    Chart("Rollout correction", (("correction/mean", "mean", "c3"),), "π_prox / π_b"),
+    Chart("Gradient norm", (("learner/grad_norm", "before clipping", "c5"),), "norm", zero=True),
+    Chart("Learning rate", (("learner/learning_rate", "learning rate", "c6"),), "per step", zero=True),
+    Chart(
+        "Queue",
+        (("queue/ready", "groups ready", "c1"), ("queue/leased", "prompts leased", "c2")),
+        "groups",
+        zero=True,
+    ),
+    Chart(
+        "Dropped groups",
+        (("queue/dropped_stale", "too stale", "c4"), ("queue/dropped_unscored", "unscored", "c2")),
+        "groups",
+        zero=True,
+    ),
+]
+SPEED = [
+    Chart(
+        "Throughput",
+        (("tokens/generated_per_s", "generated", "c1"), ("tokens/trained_per_s", "trained", "c3")),
+        "tokens/s",
+        zero=True,
+    ),
+    Chart(
+        "Packing efficiency",
+        (("learner/packing_efficiency", "row tokens in use", "c5"),),
+        "of tokens",
+        percent,
+        True,
+    ),
+]
+
+
+class CheckRow(NamedTuple):
+    """One constraint's pass rate before and after, and the picture of it."""
+
+    name: str
+    before: Interval | None
+    after: Interval | None
+    picture: object
+
+
+def series(metrics: Metrics, key: str, name: str, colour: str) -> Series:
+    """A metric over the steps that have it."""
+    found = [(record["step"], record[key]) for record in metrics if key in record]
+    return Series(name, [step for step, _ in found], [value for _, value in found], colour)
+
+
+def line_figures(metrics: Metrics, charts: Sequence[Chart]) -> list[Figure]:
+    """The charts for which this run has metrics."""
+    made = []
+    for chart in charts:
+        lines = [series(metrics, *line) for line in chart.lines]
+        figure = line_chart(chart.title, lines, chart.unit, chart.show, chart.zero)
+        if figure is not None:
+            made.append(Figure(figure.title, figure.svg, figure.legend, chart.note))
+    return made
+
+
+def share_figure(metrics: Metrics) -> Figure | None:
+    """What part of the loss each term was, step by step."""
+    names = (("preference", PREFERENCE), ("demonstration", DEMONSTRATION), ("adversarial", ADVERSARIAL))
+    layers = [series(metrics, f"share/{name}", name, colour) for name, colour in names]
+    return stacked_chart("Shares of the weighted loss", layers, "|term| / sum", percent)
+
+
+def time_figure(metrics: Metrics) -> Figure | None:
+    """Where the seconds of each step went."""
+    layers = [series(metrics, f"time/{name}", name, c) for name, c in zip(TIMES, COLOURS, strict=True)]
+    return stacked_chart("Wall time of a step", [s for s in layers if any(s.ys)], "seconds")
+
+
+def time_totals(metrics: Metrics) -> list[tuple[str, float, str]]:
+    """(name, seconds over all steps, colour) of each part of the steps."""
+    totals = [
+        (name, sum(record.get(f"time/{name}", 0.0) for record in metrics), colour)
+        for name, colour in zip(TIMES, COLOURS, strict=True)
+    ]
+    return [row for row in totals if row[1] > 0]
+
+
+def distribution_figures(evaluations: list[tuple[str, Evaluation]]) -> list[Figure]:
+    """Response lengths and token log-probabilities, policy against expert, a chart for each evaluation."""
+    names, loaded = [name for name, _ in evaluations], [evaluation for _, evaluation in evaluations]
+    lengths = _histograms("Response length", names, compare_lengths(loaded), "tokens")
+    return lengths + _histograms("Token log-probability", names, compare_logprobs(loaded), "nats")
+
+
+def check_rows(before: Evaluation | None, after: Evaluation | None) -> list[CheckRow]:
+    """Every constraint's pass rates, in order of name."""
+    old, new = (evaluation.check_rates if evaluation else {} for evaluation in (before, after))
+    rows = []
+    for name in sorted(old.keys() | new.keys()):
+        bars = [(rate, colour) for rate, colour in ((old.get(name), BEFORE), (new.get(name), AFTER)) if rate]
+        rows.append(CheckRow(name, old.get(name), new.get(name), rate_bars(bars)))
+    return rows
+
+
+def training_checks(metrics: Metrics) -> list[tuple[str, float, float]]:
+    """(constraint, mean pass rate in the first fifth of its steps, in the last fifth), in order of name."""
+    rows = []
+    for key in sorted({key for record in metrics for key in record if key.startswith("check/")}):
+        rates = [record[key] for record in metrics if key in record]
+        count = max(1, len(rates) // 5)
+        rows.append((key.removeprefix("check/"), sum(rates[:count]) / count, sum(rates[-count:]) / count))
+    return rows
+
+
+def _histograms(title: str, names: list[str], found: list[Comparison | None], unit: str) -> list[Figure]:
+    known = [(name, one) for name, one in zip(names, found, strict=True) if one is not None]
+    top = max((max(one.policy + one.expert) for _, one in known), default=1.0)
+    figures = []
+    for name, one in known:
+        layers = [("expert", one.expert, EXPERT), ("policy", one.policy, POLICY)]
+        figure = histogram_chart(f"{title}, {name}", one.edges, layers, unit, top)
+        note = (
+            f"Mean {compact(one.policy_mean)} {unit}, expert {compact(one.expert_mean)}. "
+            f"Distance: Wasserstein-1 {compact(one.wasserstein)} {unit}, KS {compact(one.ks)}."
+        )
+        figures.append(Figure(figure.title, figure.svg, figure.legend, note))
+    return figures

@@ -1,0 +1,48 @@
+"use strict";
+// Shows the values of a chart at the pointer, or at the arrow keys' position where the chart has the focus.
+const tip = document.getElementById("tip");
+for (const svg of document.querySelectorAll("svg[data-chart]")) {
+  const chart = JSON.parse(svg.dataset.chart);
+  const cursor = svg.querySelector(".cursor");
+  const view = svg.viewBox.baseVal;
+  let index = chart.px.length - 1;
+  const hide = () => { tip.hidden = true; cursor.setAttribute("visibility", "hidden"); };
+  const show = (place) => {
+    index = Math.min(chart.px.length - 1, Math.max(0, place));
+    cursor.setAttribute("transform", `translate(${chart.px[index]} 0)`);
+    cursor.setAttribute("visibility", "visible");
+    const title = document.createElement("b");
+    title.textContent = chart.labels[index];
+    const rows = chart.rows.filter((row) => row.text[index]).map((row) => {
+      const line = document.createElement("span");
+      const mark = document.createElement("i");
+      mark.className = row.colour;
+      line.append(mark, `${row.name} ${row.text[index]}`);
+      return line;
+    });
+    tip.replaceChildren(title, ...rows);
+    tip.hidden = false;
+    const box = svg.getBoundingClientRect();
+    const x = box.left + chart.px[index] / view.width * box.width;
+    const left = x + 12 + tip.offsetWidth > innerWidth ? x - 12 - tip.offsetWidth : x + 12;
+    tip.style.left = `${Math.max(4, left)}px`;
+    tip.style.top = `${Math.min(innerHeight - tip.offsetHeight - 4, Math.max(4, box.top + 8))}px`;
+  };
+  svg.addEventListener("pointermove", (event) => {
+    const box = svg.getBoundingClientRect();
+    const x = (event.clientX - box.left) / box.width * view.width;
+    let nearest = 0;
+    chart.px.forEach((px, k) => { if (Math.abs(px - x) < Math.abs(chart.px[nearest] - x)) nearest = k; });
+    show(nearest);
+  });
+  svg.addEventListener("pointerleave", hide);
+  svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) show(index); });
+  svg.addEventListener("blur", hide);
+  svg.addEventListener("keydown", (event) => {
+    const to = { ArrowLeft: index - 1, ArrowRight: index + 1, Home: 0, End: chart.px.length - 1 }[event.key];
+    if (event.key === "Escape") hide();
+    if (to === undefined) return;
+    event.preventDefault();
+    show(to);
+  });
+}
