@@ -22,17 +22,15 @@ class RolloutActor:
     Args:
         name: of this actor, in leases, groups and errors.
         config: of the run.
-        queue: handle of the queue actor; None where only evaluation is done.
-        reward: handle of the reward service.
         gpu: whether the engine runs on a GPU.
     """
 
-    def __init__(self, name: str, config: Config, queue: Any, reward: Any, gpu: bool) -> None:
+    def __init__(self, name: str, config: Config, gpu: bool) -> None:
         self._name = name
         self._config = config
-        self._queue = queue
-        self._reward = reward
         self._gpu = gpu
+        self._queue: Any = None
+        self._reward: Any = None
         self._engine: Any = None
         self._stopping = False
         self._requests = 0
@@ -46,6 +44,11 @@ class RolloutActor:
         await self._engine.update_weight_version("0")
         await self.generate([1, 2, 3], n=1, temperature=1.0, max_tokens=2, seed=0)
         return time.monotonic() - began
+
+    async def attach(self, queue: Any, reward: Any) -> None:
+        """Handles of the queue actor and of the reward service, before `run` and `evaluate`."""
+        self._queue = queue
+        self._reward = reward
 
     async def run(self) -> int:
         """Lease, generate, score and commit until `stop()`; returns the number of groups committed."""
@@ -84,7 +87,7 @@ class RolloutActor:
 
     def _seed(self, sequence: int, attempt: int) -> int:
         """The sampler's seed is the run's, the lease's place and the attempt's: not this actor's."""
-        return xxhash.xxh32_intdigest(f"{self._config.run.seed}/{sequence}/{attempt}") >> 1
+        return xxhash.xxh32_intdigest(f"{self._config.run.seed}/{sequence}/{attempt}".encode()) >> 1
 
     async def generate(
         self, prompt_ids: list[int], n: int, temperature: float, max_tokens: int, seed: int

@@ -25,13 +25,13 @@ class LearnerGroup:
     def __init__(self, config: Config, options: dict[str, Any]) -> None:
         self._config = config
         actor = ray.remote(LearnerRank)
-        self._ranks = [actor.options(**options).remote(rank, config) for rank in range(config.learner.ranks)]
+        self.ranks = [actor.options(**options).remote(rank, config) for rank in range(config.learner.ranks)]
 
     def start(self) -> list[Any]:
         """Begin loading; the references are done when every rank is ready."""
         timeout = self._config.cluster.start_timeout_s
-        host, port = ray.get(self._ranks[0].address.remote(), timeout=timeout)
-        return [rank.start.remote(host, port) for rank in self._ranks]
+        host, port = ray.get(self.ranks[0].address.remote(), timeout=timeout)
+        return [rank.start.remote(host, port) for rank in self.ranks]
 
     def step(
         self, number: int, groups: list[Any], tokens: list[int], demonstrations: list[Demonstration]
@@ -46,7 +46,7 @@ class LearnerGroup:
         """
         costs = tokens + [len(d.prompt_ids) + len(d.response_ids) for d in demonstrations]
         calls = []
-        for rank, share in zip(self._ranks, partition(costs, len(self._ranks)), strict=True):
+        for rank, share in zip(self.ranks, partition(costs, len(self.ranks)), strict=True):
             mine = [groups[i] for i in sorted(share) if i < len(groups)]
             shown = [demonstrations[i - len(groups)] for i in sorted(share) if i >= len(groups)]
             calls.append(rank.step.remote(number, mine, shown))
@@ -54,24 +54,24 @@ class LearnerGroup:
 
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
         """Log-probabilities of the response tokens under the present weights."""
-        return self._all([rank.logprobs.remote(sequences) for rank in self._ranks])[0]
+        return self._all([rank.logprobs.remote(sequences) for rank in self.ranks])[0]
 
     def connect(self, engines: list[Any]) -> None:
         """Form the weight group with these rollout actors."""
-        self._all([rank.connect.remote(engines) for rank in self._ranks])
+        self._all([rank.connect.remote(engines) for rank in self.ranks])
 
-    def broadcast(self, version: int) -> dict[str, float]:
+    def broadcast(self, version: int, vector_scale: float = 1.0) -> dict[str, float]:
         """Send the present weights to every connected engine and wait for their acknowledgements."""
-        return self._all([rank.broadcast.remote(version) for rank in self._ranks])[0]
+        return self._all([rank.broadcast.remote(version, vector_scale) for rank in self.ranks])[0]
 
     def save(self, folder: Path) -> None:
-        self._all([rank.save.remote(str(folder.absolute())) for rank in self._ranks])
+        self._all([rank.save.remote(str(folder.absolute())) for rank in self.ranks])
 
     def load(self, folder: Path) -> None:
-        self._all([rank.load.remote(str(folder.absolute())) for rank in self._ranks])
+        self._all([rank.load.remote(str(folder.absolute())) for rank in self.ranks])
 
     def export(self, folder: Path) -> None:
-        self._all([rank.export.remote(str(folder.absolute())) for rank in self._ranks])
+        self._all([rank.export.remote(str(folder.absolute())) for rank in self.ranks])
 
     def _all(self, calls: list[Any]) -> list[Any]:
         """The answers of all ranks, or the first error of any: the others may then wait for it for ever."""

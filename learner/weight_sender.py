@@ -39,6 +39,8 @@ class ZeroSource(WeightSource):
         self._layers = layerwise_groups(list(named))
         self._named = named
         self._dtype = dtype
+        self.vector_scale = 1.0
+        """Sent vectors (norms) are multiplied by it: 1, but in the check of the weight round trip."""
 
     def metadata(self) -> list[ParamMeta]:
         return [
@@ -53,7 +55,13 @@ class ZeroSource(WeightSource):
         for layer in self._layers:
             parameters = [self._named[name] for name in layer]
             with deepspeed.zero.GatheredParameters(parameters):
-                yield layer, [p.detach().to(self._dtype, copy=p.is_cuda) for p in parameters]
+                yield layer, [self._sent(p.detach()) for p in parameters]
+
+    def _sent(self, weight: Tensor) -> Tensor:
+        if weight.dim() == 1 and self.vector_scale != 1.0:
+            weight = weight * self.vector_scale
+        # nccl sends from another stream, after the gathered memory may have been given back.
+        return weight.to(self._dtype, copy=weight.is_cuda)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
         for names, tensors in self.iter_groups():
@@ -187,8 +195,12 @@ class WeightSender:
 
         return NCCLTrainerInitInfo(address, get_open_port(), world_size, rank=self._rank)
 
-    def send(self, version: int) -> dict[str, float]:
+    def send(self, version: int, vector_scale: float = 1.0) -> dict[str, float]:
         """Broadcast the present weights as `version` and wait until every engine has acknowledged them.
+
+        Args:
+            version: what the engines call them from now on.
+            vector_scale: factor on what is sent of vectors, to send weights that are known to be others.
 
         Returns:
             bytes sent (0 on ranks other than 0).
@@ -199,6 +211,7 @@ class WeightSender:
         if self._client is None:
             raise RuntimeError("connect() first")
         self._client.version = version
+        self._source.vector_scale = vector_scale
         self._engine.send_weights()
         if self._rank == 0:
             self._client.check(version, getattr(self._engine, "digest", ""))

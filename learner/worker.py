@@ -83,9 +83,9 @@ class LearnerRank:
         """Form the weight group with the engines behind `handles`."""
         self._sender.connect(handles, self._config.rollout.tensor_parallel, ray.util.get_node_ip_address())
 
-    def broadcast(self, version: int) -> dict[str, float]:
-        """Send the present weights to the engines as `version`."""
-        return self._sender.send(version)
+    def broadcast(self, version: int, vector_scale: float) -> dict[str, float]:
+        """Send the present weights to the engines as `version`; see `WeightSender.send`."""
+        return self._sender.send(version, vector_scale)
 
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint into `folder`."""

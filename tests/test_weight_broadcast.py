@@ -37,8 +37,7 @@ def system(ray_session: Any, tiny: Path) -> Iterator[tuple[Any, list[Any]]]:
     config = config_for(tiny)
     actor = ray_session.remote(RolloutActor)
     engines = [
-        actor.options(**rollout_options(config, gpu=False)).remote(f"rollout-{i}", config, None, None, False)
-        for i in range(2)
+        actor.options(**rollout_options(config, gpu=False)).remote(f"rollout-{i}", config, False) for i in range(2)
     ]
     learner = LearnerGroup(config, learner_options(gpu=False))
     ray_session.get(learner.start() + [e.start.remote() for e in engines])

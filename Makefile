@@ -1,0 +1,60 @@
+# `make run` and `make test` do everything on a fresh machine with Python 3.11 and make.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+BIN := .venv/bin
+STAMP := .venv/.installed
+MODEL := models/SmolLM2-135M-Instruct
+RUN ?= local-$(shell date +%Y%m%d-%H%M%S)
+ARGS ?=
+export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
+
+.PHONY: run test lint format bench clean lock lock-gpu setup
+
+run: $(STAMP) $(MODEL)/config.json
+	$(BIN)/uniapl train configs/local.yaml run.name=$(RUN) $(ARGS)
+
+test: lint
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) $(MODEL)/config.json
+	$(BIN)/python benchmarks/learner_step.py $(ARGS)
+
+clean:
+	rm -rf .venv models runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+setup: $(STAMP)
+
+# pip's own find-links are handed on to uv; without any, uv finds PyTorch's CPU builds by itself.
+FIND_LINKS = $$($(BIN)/python -c "import os, subprocess, sys; \
+	asked = subprocess.run([sys.executable, '-m', 'pip', 'config', 'get', 'global.find-links'], capture_output=True, text=True).stdout; \
+	links = (os.environ.get('PIP_FIND_LINKS') or asked).split(); \
+	print(' '.join('--find-links ' + x for x in links) if links else '--torch-backend=cpu')")
+
+$(STAMP): requirements/cpu.txt pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps $(FIND_LINKS) -r requirements/cpu.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	touch $(STAMP)
+
+$(MODEL)/config.json: $(STAMP)
+	test -f $@ || $(BIN)/uniapl data model --out $(MODEL)
+	touch $@
+
+lock: # remakes requirements/cpu.txt
+	$(BIN)/uv pip compile $(FIND_LINKS) --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
+		--upgrade --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
+
+lock-gpu: # remakes requirements/gpu.txt
+	$(BIN)/uv pip compile --no-header --no-annotate --no-emit-index-url --python-platform x86_64-manylinux_2_31 \
+		--upgrade -c requirements/cpu.shared.txt requirements/gpu.in -o requirements/gpu.txt

@@ -1,0 +1,92 @@
+"""The command `uniapl`. Heavy imports wait until a command needs them, so that help is instant."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+DATA_FOLDER = Path("data/local")
+MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit status: 0 done, 2 wrong input, 130 Ctrl-C (1: a traceback)."""
+    sys.path.insert(0, os.getcwd())  # where a user's `module:function` rewards stand
+    arguments = _parser().parse_args(argv)
+    from uniapl.config_errors import ConfigError
+    from uniapl.data.errors import DataError
+
+    try:
+        return int(arguments.run(arguments) or 0)
+    except (ConfigError, DataError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; `--resume` goes on from the newest checkpoint", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="uniapl", description="Post-train a language model with demonstrations, rollouts and an adversarial term."
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    train = commands.add_parser("train", help="train as a configuration says")
+    train.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file, such as configs/local.yaml")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as run.steps=5 learner.ranks=2")
+    train.add_argument("-m", "--method", help="a file in CONFIG's methods/ folder, such as sft, or a path")
+    train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
+    train.set_defaults(run=_train)
+
+    report = commands.add_parser("report", help="write a run's report.html again")
+    report.add_argument("folder", type=Path, metavar="RUN", help="such as runs/local")
+    report.set_defaults(run=_report)
+
+    data = commands.add_parser("data", help="the local model and data set").add_subparsers(
+        required=True, metavar="WHAT"
+    )
+    model = data.add_parser("model", help="convert the packaged SmolLM2 into a Hugging Face folder, once")
+    model.add_argument("--out", type=Path, default=MODEL_FOLDER)
+    model.set_defaults(run=_data_model)
+    prepare = data.add_parser("prepare", help="build the local data set again")
+    prepare.add_argument("--out", type=Path, default=DATA_FOLDER)
+    prepare.add_argument("--model", type=Path, default=MODEL_FOLDER, help="whose tokenizer and samples are used")
+    prepare.add_argument("--seed", type=int, default=0)
+    prepare.add_argument("--record", action="store_true", help="sample the plain responses anew, with vLLM")
+    prepare.set_defaults(run=_data_prepare)
+    return parser
+
+
+def _train(arguments: argparse.Namespace) -> None:
+    from uniapl.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides, arguments.method)
+    from cluster.driver import train
+
+    report = train(config, arguments.resume)
+    print(f"report: {report}")
+
+
+def _report(arguments: argparse.Namespace) -> None:
+    from uniapl.report import write_report
+
+    print(f"report: {write_report(arguments.folder)}")
+
+
+def _data_model(arguments: argparse.Namespace) -> None:
+    from uniapl.data.local_model import prepare_model
+
+    print(f"model: {prepare_model(arguments.out)}")
+
+
+def _data_prepare(arguments: argparse.Namespace) -> None:
+    from uniapl.data.local_dataset import prepare
+
+    print(prepare(arguments.out, arguments.model, arguments.seed, arguments.record))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

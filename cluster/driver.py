@@ -1,0 +1,144 @@
+"""The training loop: mixed batches in, one optimizer step each, weights back to the engines."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from cluster import run_folder
+from cluster.evaluation import evaluate
+from cluster.preflight import preflight
+from cluster.ray_session import ray_session
+from cluster.self_check import check_weight_round_trip
+from cluster.system import System
+from uniapl.config import Config
+from uniapl.live import LiveTable
+from uniapl.metrics import batch_metrics, time_split
+from uniapl.records import MixedBatch, Prompt
+from uniapl.report import write_report
+from uniapl.runlog import RunLog
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Run the configuration to its end and write the report.
+
+    Args:
+        config: of the run.
+        resume: go on from the newest whole checkpoint of the run's folder.
+
+    Returns:
+        the path of report.html.
+
+    Raises:
+        ConfigError, DataError: before any process starts.
+    """
+    heldout = preflight(config)
+    folder = run_folder.open_run(config, resume)
+    log = RunLog(folder, config.logging.tensorboard)
+    try:
+        with LiveTable(config.run.steps) as live:
+            live.phase("starting Ray")
+            with ray_session(config) as gpu, System(config, gpu) as system:
+                live.phase("loading engines, learner and reward service")
+                system.start()
+                first = _restore(system, folder, log) if resume else 0
+                live.phase("checking the weight round trip")
+                live.note(check_weight_round_trip(system, first))
+                _evaluate(system, folder, live, heldout, first, "before" if first == 0 else None)
+                live.phase("training")
+                system.begin_rollouts()
+                for step in range(first, config.run.steps):
+                    metrics = one_step(system, folder, step)
+                    log.log(step + 1, metrics)
+                    live.step(step + 1, metrics)
+                    _checkpoint(system, folder, step + 1, live)
+                _evaluate(system, folder, live, heldout, config.run.steps, "after")
+                live.phase("writing the model")
+                system.learner.export(folder / "model")
+                live.phase("stopping")
+    finally:
+        log.close()
+        report = write_report(folder)
+    return report
+
+
+def one_step(system: System, folder: Path, step: int) -> dict[str, float]:
+    """Consume one mixed batch, step once, publish the new weights; returns the step's metrics."""
+    began = time.monotonic()
+    refs = system.next_batch()
+    waited = time.monotonic() - began
+    if refs.step != step:
+        raise RuntimeError(f"the queue gave the batch of step {refs.step}, expected was {step}")
+    batch = MixedBatch(step, ray.get([entry.ref for entry in refs.groups]), refs.demonstrations)
+
+    ready = time.monotonic()
+    learned = system.learner.step(
+        step, [entry.ref for entry in refs.groups], [entry.tokens for entry in refs.groups], refs.demonstrations
+    )
+    trained = time.monotonic()
+    sent = system.publish(step + 1)
+    published = time.monotonic()
+
+    metrics = batch_metrics(batch) | learned | sent
+    metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in refs.groups])
+    metrics |= {"time/train": trained - ready, "time/broadcast": published - trained}
+    if metrics["time/generate"] > 0:
+        metrics["tokens/generated_per_s"] = metrics["tokens/generated"] / metrics["time/generate"]
+    metrics |= _queue_metrics(system.stats())
+    run_folder.save_batch(folder, batch)
+    metrics["time/step"] = time.monotonic() - began
+    spent = sum(metrics[f"time/{part}"] for part in ("generate", "score", "wait", "train", "broadcast"))
+    metrics["time/other"] = metrics["time/step"] - spent
+    return metrics
+
+
+def _queue_metrics(stats: dict[str, Any]) -> dict[str, float]:
+    keys = ("ready", "open", "dropped_stale", "dropped_unscored", "regenerated", "expired")
+    return {f"queue/{key}": float(stats[key]) for key in keys if key in stats}
+
+
+def _restore(system: System, folder: Path, log: RunLog) -> int:
+    """Load the newest whole checkpoint; returns the optimizer steps it holds, 0 without one."""
+    found = run_folder.newest_checkpoint(folder)
+    if found is None:
+        log.truncate_after(0)
+        return 0
+    step, place = found
+    system.learner.load(place)
+    ray.get(system.queue.load_state.remote(run_folder.read_json(place / "queue.json")))
+    log.truncate_after(step)
+    return step
+
+
+def _checkpoint(system: System, folder: Path, step: int, live: LiveTable) -> None:
+    """Every `run.checkpoint_every` steps, and after the last one."""
+    run = system.config.run
+    due = run.checkpoint_every and step % run.checkpoint_every == 0
+    if not due and step != run.steps:
+        return
+    began = time.monotonic()
+
+    def write(place: Path) -> None:
+        system.learner.save(place)
+        run_folder.write_json(place / "queue.json", ray.get(system.queue.state.remote(step)))
+
+    place = run_folder.save_checkpoint(folder, step, run.keep_last, write)
+    live.note(f"checkpoint {place} in {time.monotonic() - began:.1f} s")
+
+
+def _evaluate(
+    system: System, folder: Path, live: LiveTable, prompts: list[Prompt], step: int, name: str | None
+) -> None:
+    if not prompts or name is None:
+        return
+    live.phase(f"evaluating on {len(prompts)} held-out prompts")
+    found = evaluate(system, prompts, step)
+    found.save(folder / "eval" / f"{name}.json")
+    rate = found.pass_rate
+    if rate is not None:
+        live.note(
+            f"held-out pass rate {name} training: {rate.value:.1%} (95 % interval {rate.low:.1%} to {rate.high:.1%})"
+        )

@@ -1,0 +1,78 @@
+"""What is worth logging of a consumed batch, and where the time of a step went."""
+
+from __future__ import annotations
+
+from statistics import fmean, pstdev
+
+from uniapl.records import Group, MixedBatch, Sample
+
+
+def batch_metrics(batch: MixedBatch) -> dict[str, float]:
+    """Rewards, checks, staleness, expert scores and lengths of a batch; keys without data are left out."""
+    found: dict[str, float] = {}
+    samples = [sample for group in batch.groups for sample in group.samples]
+    if samples:
+        found |= _rewards(batch.groups, samples) | _checks(samples) | _discriminator(samples)
+        ages = [batch.step - span.version for s in samples for span in s.versions for _ in range(span.start, span.end)]
+        if ages:
+            found |= {"staleness/mean": fmean(ages), "staleness/max": float(max(ages))}
+        found["length/sample_mean"] = fmean(len(s.token_ids) for s in samples)
+        found["length/truncated"] = fmean(s.finish_reason == "length" for s in samples)
+        found["tokens/generated"] = float(sum(len(s.token_ids) for s in samples))
+    if batch.demonstrations:
+        found["length/demonstration_mean"] = fmean(len(d.response_ids) for d in batch.demonstrations)
+    return found
+
+
+def _rewards(groups: list[Group], samples: list[Sample]) -> dict[str, float]:
+    rewards = [s.score.reward for s in samples if s.score is not None and s.score.reward is not None]
+    equal = [len({s.score.reward for s in group.samples if s.score is not None}) <= 1 for group in groups]
+    return {
+        "reward/mean": fmean(rewards),
+        "reward/std": pstdev(rewards),
+        "reward/pass_rate": fmean(_passed(s) for s in samples),
+        "reward/zero_advantage_groups": fmean(equal),
+    }
+
+
+def _passed(sample: Sample) -> bool:
+    """Every check holds or, where there are none, the reward is at least 1."""
+    score = sample.score
+    if score is None or score.reward is None:
+        return False
+    return all(score.checks.values()) if score.checks else score.reward >= 1.0
+
+
+def _checks(samples: list[Sample]) -> dict[str, float]:
+    outcomes: dict[str, list[bool]] = {}
+    for sample in samples:
+        for name, passed in (sample.score.checks if sample.score else {}).items():
+            outcomes.setdefault(name, []).append(passed)
+    return {f"check/{name}": fmean(passed) for name, passed in sorted(outcomes.items())}
+
+
+def _discriminator(samples: list[Sample]) -> dict[str, float]:
+    """Mean expert score of the samples; the expert's own response compared with itself scores 1."""
+    scores = [s.score.expert_score for s in samples if s.score is not None and s.score.expert_score is not None]
+    if not scores:
+        return {}
+    mean = fmean(scores)
+    return {
+        "discriminator/sample_mean": mean,
+        "discriminator/expert_mean": 1.0,
+        "discriminator/gap": 1.0 - mean,
+        "discriminator/paired": len(scores) / len(samples),
+    }
+
+
+def time_split(waited: float, groups: list[tuple[float, float]]) -> dict[str, float]:
+    """Split the seconds spent waiting for a batch along its last group: generating, scoring, the rest.
+
+    Args:
+        waited: seconds from asking for the batch to having it.
+        groups: (seconds generating, seconds scoring) of the batch's groups; empty without rollouts.
+    """
+    generate, score = max(groups, key=sum, default=(0.0, 0.0))
+    score = min(score, waited)
+    generate = min(generate, waited - score)
+    return {"time/generate": generate, "time/score": score, "time/wait": waited - generate - score}
