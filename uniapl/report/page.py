@@ -24,6 +24,7 @@ from uniapl.report.samples import choose, paired_samples, shown
 from uniapl.runlog import RunError, read_metrics
 
 FOLDER = Path(__file__).parent
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 USER_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
 
 
@@ -96,7 +97,9 @@ def load_run(run_dir: Path) -> Run:
 
 def render(run: Run) -> str:
     """The page as text."""
-    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_visible
+    )
     environment.filters |= {"percent": percent, "points": points, "clock": clock, "compact": compact, "shown": shown}
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -118,6 +121,11 @@ def render(run: Run) -> str:
         script=Markup(script),  # noqa: S704 (our own file)
         script_hash=digest,
     )
+
+
+def _visible(value: Any) -> Any:
+    """Control characters in data as their pictures: HTML has no other way to hold them."""
+    return value.translate(CONTROLS) if type(value) is str else value
 
 
 def _text(path: Path) -> str:
