@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -170,8 +170,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts.append(("Batch", _batch(run)))
     if run.metrics:
         seconds = sum(record.get("time/step", 0.0) for record in run.metrics)
-        begun = datetime.fromtimestamp(run.metrics[0].get("time", 0), UTC)
-        facts.append(("First step", f"{begun:%Y-%m-%d %H:%M} UTC"))
+        begun = run.metrics[0].get("time")
+        if begun:
+            facts.append(("First step", f"{datetime.fromtimestamp(begun, UTC):%Y-%m-%d %H:%M} UTC"))
         facts.append(("Time in steps", clock(seconds) if seconds else None))
     return [(name, str(value)) for name, value in facts if value]
 
@@ -226,5 +227,5 @@ def _times(metrics: figures.Metrics) -> dict[str, Any]:
     return {
         "rows": [(name, seconds, seconds / whole, colour) for name, seconds, colour in totals],
         "bar": share_bar([(seconds, colour) for _, seconds, colour in totals]),
-        "figures": ([replace(per_step, note="")] if per_step else []) + figures.line_figures(metrics, figures.SPEED),
+        "figures": ([per_step] if per_step else []) + figures.line_figures(metrics, figures.SPEED),
     }
