@@ -30,7 +30,10 @@ def test_an_evaluation_read_back_is_the_one_saved(tmp_path):
     assert Evaluation.load(tmp_path / "eval" / "after.json") == saved
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"step": 1, "samples": [{"prompt": "x"}]}', '{"samples": 3}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", '{"step": NaN, "samples": []}', "{}", '{"step": 1, "samples": [{"prompt": "x"}]}', '{"samples": 3}'],
+)
 def test_a_file_that_is_no_evaluation_is_named(tmp_path, text):
     path = tmp_path / "before.json"
     path.write_text(text)

@@ -96,6 +96,16 @@ def test_text_cannot_send_control_codes_or_break_the_line():
     assert "\x1b" not in lines[0] and lines[1].endswith("[bold]x[/bold] ...")
 
 
+def test_phases_show_how_long_they_take_and_took():
+    live = LiveTable(30, Console(file=io.StringIO()))
+    live.phase("starting engine")
+    live.phase("evaluating")
+    console = Console(width=80, file=io.StringIO(), force_terminal=True, color_system=None)
+    with console.capture() as capture:
+        console.print(live)
+    assert re.search(r"starting engine: 0\.\d s\nevaluating \.\.\. 0\.\d s\n", capture.get())
+
+
 def test_the_table_shows_step_time_left_and_where_the_time_went():
     shown = rendered((11, STEP), (12, STEP))
     assert "step 12/30" in shown and "2:24 left" in shown

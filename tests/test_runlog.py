@@ -38,6 +38,11 @@ def test_a_time_given_by_the_caller_is_kept(tmp_path):
     assert read_metrics(tmp_path) == [{"step": 1, "time": 12.5}]
 
 
+def test_the_step_is_the_one_logged_whatever_the_metrics_say(tmp_path):
+    RunLog(tmp_path, tensorboard=False).log(4, {"step": 3.0})
+    assert steps(tmp_path) == [4]
+
+
 def test_a_run_without_metrics_reads_as_empty(tmp_path):
     assert read_metrics(tmp_path) == []
     RunLog(tmp_path, tensorboard=False).close()

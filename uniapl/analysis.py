@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from uniapl.runlog import RunError
+from uniapl.runlog import RunError, strict_json
 
 Z_95 = 1.959963984540054
 
@@ -91,7 +91,7 @@ class Evaluation:
             RunError: the file is missing or is no saved evaluation.
         """
         try:
-            tree = json.loads(Path(path).read_text(encoding="utf-8"))
+            tree = strict_json(Path(path).read_text(encoding="utf-8"))
             samples = [EvaluatedSample(**sample) for sample in tree.pop("samples")]
             return cls(samples=samples, **tree)
         except OSError as error:

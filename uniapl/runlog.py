@@ -19,7 +19,7 @@ class RunError(ValueError):
 
 
 class RunLog:
-    """Appends metrics to `run_dir/metrics.jsonl`, each line on disk when `log` returns.
+    """Appends metrics to `run_dir/metrics.jsonl`; each line can be read by others when `log` returns.
 
     Opening it on an existing run continues the file: a torn last line is dropped. Steps must rise; a run
     that goes on from a checkpoint first calls `truncate_after` with the checkpoint's step.
@@ -41,7 +41,8 @@ class RunLog:
         """
         if self._last_step is not None and step <= self._last_step:
             raise RunError(f"step {step} logged after step {self._last_step}; allowed: rising steps")
-        record = {"step": step, "time": time.time()} | {key: _finite(step, key, metrics[key]) for key in metrics}
+        numbers = {key: _finite(step, key, value) for key, value in metrics.items()}
+        record = {"step": step, "time": time.time()} | numbers | {"step": step}
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         self._last_step = step
@@ -106,7 +107,7 @@ def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
 
 def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     try:
-        record = json.loads(line, parse_constant=_refuse_constant)
+        record = strict_json(line)
     except ValueError:
         raise RunError(f"{path} line {number}: not valid JSON; allowed: one object per line") from None
     if not isinstance(record, dict) or type(record.get("step")) is not int:
@@ -117,8 +118,17 @@ def _parse(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return record
 
 
+def strict_json(text: str | bytes) -> Any:
+    """The value in JSON text, without the NaN and Infinity that Python lets pass.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    return json.loads(text, parse_constant=_refuse_constant)
+
+
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(name)
+    raise ValueError(f"{name} is not JSON")
 
 
 def _finite(step: int, key: str, value: float) -> float:

@@ -6,7 +6,7 @@ import base64
 import hashlib
 import json
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from uniapl.report.samples import choose, paired_samples, shown
 from uniapl.runlog import RunError, read_metrics
 
 FOLDER = Path(__file__).parent
+CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
 USER_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
 
 
@@ -96,7 +97,9 @@ def load_run(run_dir: Path) -> Run:
 
 def render(run: Run) -> str:
     """The page as text."""
-    environment = Environment(loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined)
+    environment = Environment(
+        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_visible
+    )
     environment.filters |= {"percent": percent, "points": points, "clock": clock, "compact": compact, "shown": shown}
     script = (FOLDER / "report.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -118,6 +121,11 @@ def render(run: Run) -> str:
         script=Markup(script),  # noqa: S704 (our own file)
         script_hash=digest,
     )
+
+
+def _visible(value: Any) -> Any:
+    """Control characters in data as their pictures: HTML has no other way to hold them."""
+    return value.translate(CONTROLS) if type(value) is str else value
 
 
 def _text(path: Path) -> str:
@@ -162,8 +170,9 @@ def _facts(run: Run) -> list[tuple[str, str]]:
     facts.append(("Batch", _batch(run)))
     if run.metrics:
         seconds = sum(record.get("time/step", 0.0) for record in run.metrics)
-        begun = datetime.fromtimestamp(run.metrics[0].get("time", 0), UTC)
-        facts.append(("First step", f"{begun:%Y-%m-%d %H:%M} UTC"))
+        begun = run.metrics[0].get("time")
+        if begun:
+            facts.append(("First step", f"{datetime.fromtimestamp(begun, UTC):%Y-%m-%d %H:%M} UTC"))
         facts.append(("Time in steps", clock(seconds) if seconds else None))
     return [(name, str(value)) for name, value in facts if value]
 
@@ -218,5 +227,5 @@ def _times(metrics: figures.Metrics) -> dict[str, Any]:
     return {
         "rows": [(name, seconds, seconds / whole, colour) for name, seconds, colour in totals],
         "bar": share_bar([(seconds, colour) for _, seconds, colour in totals]),
-        "figures": ([replace(per_step, note="")] if per_step else []) + figures.line_figures(metrics, figures.SPEED),
+        "figures": ([per_step] if per_step else []) + figures.line_figures(metrics, figures.SPEED),
     }

@@ -45,11 +45,9 @@ def choose(pairs: list[Pair]) -> list[tuple[str, int, list[Pair]]]:
 
 
 def shown(text: str) -> str:
-    """`text` cut to a readable length, control characters made visible."""
-    cut = text[:MAX_CHARACTERS]
-    visible = "".join(chr(0x2400 + ord(c)) if ord(c) < 32 and c not in "\n\t" else c for c in cut)
-    rest = len(text) - len(cut)
-    return f"{visible}\n[… {rest:,} more characters]" if rest else visible
+    """`text` cut to a readable length."""
+    rest = len(text) - MAX_CHARACTERS
+    return f"{text[:MAX_CHARACTERS]}\n[… {rest:,} more characters]" if rest > 0 else text
 
 
 def _first_samples(evaluation: Evaluation | None) -> dict[str, EvaluatedSample]:
