@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cluster.system import System
 from uniapl.analysis import EvaluatedSample, Evaluation
-from uniapl.data.encoding import open_encoder
+from uniapl.data.encoding import ChatEncoder
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Group, Prompt, Sample
 
@@ -19,7 +19,7 @@ def evaluate(system: System, prompts: list[Prompt], step: int) -> Evaluation:
     """
     e = system.config.evaluation
     groups = system.evaluate(prompts, e.samples, e.temperature)
-    encoder = open_encoder(system.config.model.path)
+    encoder = ChatEncoder.from_folder(system.config.model.path)
     experts = [(p, encoder.response_ids(p.expert_response)) for p in prompts if p.expert_response is not None]
     samples = [(group, sample) for group in groups for sample in group.samples]
     sequences = [_sequence(group.prompt, sample.token_ids) for group, sample in samples]

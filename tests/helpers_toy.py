@@ -1,0 +1,78 @@
+"""A toy task that a random model can learn in a few steps, with data, reward and configuration."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import yaml
+
+from uniapl.records import SHARD_SCHEMA, Prompt
+
+WORDS = ["fox", "bird", "tree", "red", "blue", "green", "question", "user"]
+
+
+def many_e(prompt: Prompt, response: str) -> float:
+    """The reward: how many of the first ten characters are an `e`, as a share."""
+    return response[:10].count("e") / 10
+
+
+def write_shard(path: Path, rows: list[dict[str, Any]]) -> Path:
+    """An Arrow IPC shard of `SHARD_SCHEMA`."""
+    table = pa.Table.from_pylist(rows, schema=SHARD_SCHEMA)
+    with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, SHARD_SCHEMA) as writer:
+        writer.write_table(table)
+    return path
+
+
+def toy_rows(first: int, count: int, expert: str = "eeeee eeeee") -> list[dict[str, Any]]:
+    """Prompts of two words; every other row has an expert response."""
+    return [
+        {
+            "id": f"toy-{i}",
+            "messages": [{"role": "user", "content": f"say {WORDS[i % 8]} {WORDS[i // 8 % 8]}"}],
+            "response": expert if i % 2 == 0 else None,
+            "verifier": json.dumps({"answer": "e"}),
+        }
+        for i in range(first, first + count)
+    ]
+
+
+def toy_config(folder: Path, model: Path, **sections: dict[str, Any]) -> Path:
+    """Write shards and a configuration of a small run into `folder`; returns the configuration's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for i in range(2):
+        write_shard(folder / f"train-{i}.arrow", toy_rows(32 * i, 32))
+    write_shard(folder / "heldout.arrow", toy_rows(100, 8))
+    tree: dict[str, Any] = {
+        "run": {"name": "toy", "folder": str(folder / "runs"), "steps": 8, "checkpoint_every": 4},
+        "model": {"path": str(model)},
+        "data": {
+            "train": [str(folder / "train-*.arrow")],
+            "heldout": [str(folder / "heldout.arrow")],
+            "max_prompt_tokens": 64,
+            "max_response_tokens": 32,
+        },
+        "rollout": {
+            "actors": 1,
+            "group_size": 4,
+            "max_tokens": 12,
+            "dtype": "float32",
+            "max_model_len": 128,
+            "groups_in_flight": 8,
+            "threads": 1,
+        },
+        "reward": {"functions": [{"name": "helpers_toy:many_e"}]},
+        "queue": {"groups_per_step": 8, "demonstrations_per_step": 4},
+        "objective": {"preference": {"weight": 0.5}, "demonstration": {"weight": 0.5}},
+        "learner": {"ranks": 1, "dtype": "float32", "learning_rate": 0.003, "warmup_steps": 1, "row_tokens": 128},
+        "evaluation": {"prompts": 4},
+        "cluster": {"object_store_gib": 0.1, "broadcast_timeout_s": 60},
+    }
+    for name, values in sections.items():
+        tree[name] = {**tree[name], **values}
+    path = folder / "toy.yaml"
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
