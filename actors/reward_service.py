@@ -1,0 +1,161 @@
+"""The reward service: a Ray Serve application that scores groups in batches.
+
+Callers hold the handle: `scores = await handle.score.remote(ScoreRequest(prompt, responses))`.
+Nothing listens on HTTP: requests travel through Ray only.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+from ray.serve.schema import ApplicationStatus
+
+from uniapl.config import Config
+from uniapl.records import Score
+from uniapl.rewards import ScoreRequest, resolve
+from uniapl.rewards.cache import open_cache, require_redis
+from uniapl.rewards.scoring import Scorer
+
+APPLICATION = "uniapl-reward"
+NUM_CPUS = 0
+"""Replicas reserve no core: they work while the engine waits, and a box's cores are all reserved."""
+MAX_EMBEDDING_THREADS = 4
+"""A batch of some 40 short texts gains nothing from more."""
+CONCURRENT_BATCHES = 4
+"""Batches that one replica works on at a time, so that one slow reward does not hold up all others."""
+START_ATTEMPTS = 3
+HEALTH_CHECK_PERIOD_S = 2.0
+"""Serve replaces a replica after three failed checks."""
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+
+
+class RewardReplica:
+    """One replica: loads rewards, cache and discriminator once, then scores batches of groups."""
+
+    def __init__(self, config: Config) -> None:
+        rewards = resolve(config.reward.functions)
+        with ThreadPoolExecutor(1) as warm_up:
+            # The verifiers and the encoder import different libraries: side by side they wait less.
+            warm = warm_up.submit(lambda: [reward.warm_up() for reward in rewards])
+            discriminator = _discriminator(config)
+            warm.result()
+        self._scorer = Scorer(rewards, open_cache(config.reward), config.reward.timeout_s, discriminator)
+        self._batch.set_max_batch_size(config.reward.batch_size)  # type: ignore[attr-defined]
+        self._batch.set_batch_wait_timeout_s(config.reward.batch_wait_s)  # type: ignore[attr-defined]
+
+    async def score(self, request: ScoreRequest) -> list[Score]:
+        """One score per response, in order; see `records.Score` for those without a reward."""
+        return await self._batch(request)  # type: ignore[call-arg, arg-type, return-value]
+
+    @serve.batch(max_concurrent_batches=CONCURRENT_BATCHES)
+    async def _batch(self, requests: list[ScoreRequest]) -> list[list[Score]]:
+        # In a thread, so that health checks and new requests are answered meanwhile.
+        return await asyncio.to_thread(self._scorer.score, requests)
+
+    async def stats(self) -> dict[str, Any]:
+        """Counters of the replica that answers; `pid` tells replicas apart."""
+        return {"pid": os.getpid(), **self._scorer.stats()}
+
+    def check_health(self) -> None:
+        """Serve replaces the replica when this raises."""
+        if not self._scorer.healthy:
+            raise RuntimeError("too many calls of reward functions hang; this replica wants to be replaced")
+
+
+def start_reward_service(config: Config) -> DeploymentHandle:
+    """Start the service on the Ray cluster that this process is connected to, and wait for it.
+
+    Raises:
+        ConfigError: a reward, the encoder or Redis that the configuration names is not there.
+        RuntimeError: no replica started within `cluster.start_timeout_s` seconds; says why.
+    """
+    _require_parts(config)
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the terminal belongs to the run's own table
+    serve.start(proxy_location="Disabled", logging_config=_LOGGING)
+    application = _deployment(config).bind(config)
+    [handle] = serve.run_many(
+        [serve.RunTarget(application, name=APPLICATION, route_prefix=None)], wait_for_applications_running=False
+    )
+    _wait_until_running(config.cluster.start_timeout_s)
+    return handle
+
+
+def stop_reward_service() -> None:
+    """Stop the service if it runs, and Serve itself where nothing else runs on it."""
+    if APPLICATION in serve.status().applications:
+        serve.delete(APPLICATION)
+    if not serve.status().applications:
+        serve.shutdown()
+
+
+def _require_parts(config: Config) -> None:
+    resolve(config.reward.functions)
+    if config.reward.redis_url is not None:
+        require_redis(config.reward.redis_url)
+    if config.objective.adversarial.discriminator == "embedding":
+        from uniapl.discriminator import resolve_encoder
+
+        resolve_encoder(config.objective.adversarial.encoder)
+
+
+def _discriminator(config: Config) -> Any:
+    """The discriminator of the configuration, or None; imports torch only where it is needed."""
+    if config.objective.adversarial.discriminator == "none":
+        return None
+    from uniapl.discriminator import EmbeddingDiscriminator, resolve_encoder
+
+    threads = min(MAX_EMBEDDING_THREADS, len(os.sched_getaffinity(0)))
+    discriminator = EmbeddingDiscriminator(resolve_encoder(config.objective.adversarial.encoder), threads)
+    discriminator.scores("warm", ["up"])
+    return discriminator
+
+
+def _deployment(config: Config) -> Any:
+    reward = config.reward
+    return serve.deployment(
+        RewardReplica,
+        name="reward",
+        max_ongoing_requests=reward.batch_size * CONCURRENT_BATCHES,
+        autoscaling_config={
+            "min_replicas": reward.min_replicas,
+            "max_replicas": reward.max_replicas,
+            "target_ongoing_requests": reward.batch_size,
+            "upscale_delay_s": 5.0,
+            "downscale_delay_s": 120.0,
+        },
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=30.0,
+        graceful_shutdown_timeout_s=2.0,
+        max_constructor_retry_count=START_ATTEMPTS,
+        logging_config=_LOGGING,
+        # Idle OpenMP threads sleep: spinning they would take the engine's cores.
+        ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}},
+    )
+
+
+def _wait_until_running(timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while True:
+        application = serve.status().applications.get(APPLICATION)
+        status = application.status if application else None
+        if status == ApplicationStatus.RUNNING:
+            return
+        if status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
+            message = " ".join(_messages(application).split())[-2000:]
+            stop_reward_service()
+            what = "failed to start" if status == ApplicationStatus.DEPLOY_FAILED else f"not up after {timeout_s:g} s"
+            raise RuntimeError(f"reward service {what}: {message}")
+        time.sleep(0.1)
+
+
+def _messages(application: Any) -> str:
+    if application is None:
+        return "no status from Ray Serve"
+    return "; ".join([application.message, *(d.message for d in application.deployments.values())])
