@@ -13,6 +13,8 @@ MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 2 wrong input, 130 Ctrl-C (1: a traceback)."""
+    if not Path("/proc/driver/nvidia").exists():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for a GPU and warns at every import
     sys.path.insert(0, os.getcwd())  # where a user's `module:function` rewards stand
     arguments = _parser().parse_args(argv)
     from uniapl.config_errors import ConfigError

@@ -121,5 +121,6 @@ class System:
         ray.wait(stops, num_returns=len(stops), timeout=SHUTDOWN_S)
         for actor in (self.queue, *self.engines, *self.learner.ranks):
             ray.kill(actor)
-        if self._serving:
+        # A Ray of our own ends with everything in it; on a shared one Serve would stay behind.
+        if self._serving and self.config.cluster.address != "local":
             stop_reward_service()

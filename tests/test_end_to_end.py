@@ -1,0 +1,201 @@
+"""The command line as a user runs it: real Ray, vLLM, ZeRO-3, Serve and Arrow files on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from helpers_toy import toy_config
+
+from uniapl.runlog import read_metrics
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
+PARTS = ("generate", "score", "wait", "train", "broadcast", "other")
+
+
+def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
+    """`uniapl train` in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "cluster.cli", "train", str(config), *arguments],
+        cwd=config.parent,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def train(config: Path, *arguments: str) -> str:
+    process = start(config, *arguments)
+    output, _ = process.communicate(timeout=540)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def group_members(leader: int) -> list[str]:
+    """Command lines of the processes that still run in `leader`'s session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(stat.with_name("cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def shared_memory() -> set[str]:
+    return set(os.listdir("/dev/shm"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+class TestWholeSystem:
+    """Two rollout actors, two learner ranks, all three terms."""
+
+    @pytest.fixture(scope="class")
+    def run(self, folder: Path, tiny: Path) -> tuple[str, Path]:
+        config = toy_config(
+            folder / "whole",
+            tiny,
+            run={"name": "whole", "steps": 12, "checkpoint_every": 0},
+            rollout={"actors": 2, "groups_in_flight": 4},
+            learner={"ranks": 2},
+            objective={"adversarial": {"weight": 0.1, "discriminator": "embedding"}},
+        )
+        before = shared_memory()
+        output = train(config)
+        assert shared_memory() <= before, "nothing may be left in /dev/shm"
+        return output, folder / "whole" / "runs" / "whole"
+
+    def test_the_reward_of_a_learnable_task_rises(self, run: tuple[str, Path]) -> None:
+        rewards = [m["reward/mean"] for m in read_metrics(run[1])]
+        assert len(rewards) == 12
+        assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2
+
+    def test_the_expert_becomes_likelier(self, run: tuple[str, Path]) -> None:
+        nll = [m["expert/nll"] for m in read_metrics(run[1])]
+        assert nll[-1] < 0.7 * nll[0]
+
+    def test_every_term_is_in_every_step(self, run: tuple[str, Path]) -> None:
+        for m in read_metrics(run[1]):
+            assert {"loss/preference", "loss/demonstration", "loss/adversarial"} <= m.keys()
+            assert m["share/preference"] + m["share/demonstration"] + m["share/adversarial"] == pytest.approx(1.0)
+            assert m["staleness/max"] == 0.0
+            assert m["kl/behaviour"] < 1e-6, "engine and learner hold the same weights at every step"
+
+    def test_the_times_of_a_step_add_up(self, run: tuple[str, Path]) -> None:
+        for m in read_metrics(run[1]):
+            assert sum(m[f"time/{part}"] for part in PARTS) == pytest.approx(m["time/step"], rel=0.05)
+            assert all(m[f"time/{part}"] >= 0 for part in PARTS)
+
+    def test_every_group_was_consumed_once_and_both_actors_worked(self, run: tuple[str, Path]) -> None:
+        tables = [pa.ipc.open_file(p).read_all() for p in sorted((run[1] / "batches").glob("*.arrow"))]
+        rows = [row for table in tables for row in table.to_pylist()]
+        samples = [row for row in rows if row["kind"] == "sample"]
+        assert len({row["lease_id"] for row in samples}) == 12 * 8
+        assert len(samples) == 12 * 8 * 4
+        assert len(rows) - len(samples) == 12 * 4
+        assert {row["actor"] for row in samples} == {"rollout-0", "rollout-1"}
+
+    def test_the_run_leaves_a_report_evaluations_and_a_model(self, run: tuple[str, Path]) -> None:
+        output, place = run
+        assert output.rstrip().endswith(f"report: {place / 'report.html'}")
+        assert "<svg" in (place / "report.html").read_text()
+        before, after = (json.loads((place / "eval" / f"{name}.json").read_text()) for name in ("before", "after"))
+        assert (before["step"], after["step"]) == (0, 12)
+        assert len(after["samples"]) == 4
+        assert len(after["expert_token_logprobs"]) == sum(after["expert_lengths"]) > 0
+        assert (place / "model" / "model.safetensors").stat().st_size > 100_000
+        assert any((place / "tensorboard").iterdir())
+
+    def test_the_user_saw_progress(self, run: tuple[str, Path]) -> None:
+        for text in ("engine and learner agree", "step 1/12", "step 12/12", "held-out pass rate after training"):
+            assert text in run[0]
+
+
+class TestInterruptAndResume:
+    """Ctrl-C in the middle, then --resume: the same numbers as a run that was never stopped."""
+
+    STEPS = 6
+
+    def config(self, folder: Path, tiny: Path, name: str) -> Path:
+        return toy_config(
+            folder / name,
+            tiny,
+            run={"name": name, "steps": self.STEPS, "checkpoint_every": 2},
+            evaluation={"prompts": 0},
+        )
+
+    @pytest.fixture(scope="class")
+    def undisturbed(self, folder: Path, tiny: Path) -> list[dict[str, Any]]:
+        train(self.config(folder, tiny, "undisturbed"))
+        return read_metrics(folder / "undisturbed" / "runs" / "undisturbed")
+
+    @pytest.fixture(scope="class")
+    def interrupted(self, folder: Path, tiny: Path) -> Path:
+        """A run that got Ctrl-C after its third step, as a terminal sends it: to the whole process group."""
+        config = self.config(folder, tiny, "interrupted")
+        before = shared_memory()
+        process = start(config)
+        assert process.stdout is not None
+        lines = []
+        for line in process.stdout:
+            lines.append(line)
+            if "step 3/" in line:
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        rest, _ = process.communicate(timeout=90)
+        assert process.returncode == 130, "".join(lines) + rest
+        assert "Traceback" not in rest
+        deadline = time.monotonic() + 20
+        while group_members(process.pid) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert group_members(process.pid) == []
+        assert shared_memory() <= before
+        return config
+
+    def test_ctrl_c_leaves_a_folder_that_can_be_read(self, interrupted: Path) -> None:
+        place = interrupted.parent / "runs" / "interrupted"
+        assert len(read_metrics(place)) >= 3
+        assert "<svg" in (place / "report.html").read_text()
+        assert [p.name for p in (place / "checkpoints").iterdir()] == ["step-00002"]
+
+    def test_a_second_run_of_the_same_name_is_refused(self, interrupted: Path) -> None:
+        process = start(interrupted)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 2
+        assert output.strip().endswith("is there already; allowed: another name, or --resume to go on")
+
+    def test_resume_gives_the_numbers_of_the_undisturbed_run(
+        self, interrupted: Path, undisturbed: list[dict[str, Any]]
+    ) -> None:
+        train(interrupted, "--resume")
+        resumed = read_metrics(interrupted.parent / "runs" / "interrupted")
+        assert [m["step"] for m in resumed] == list(range(1, self.STEPS + 1))
+        for ours, theirs in zip(resumed, undisturbed, strict=True):
+            for key in ("reward/mean", "loss/total", "expert/nll", "learner/learning_rate", "length/sample_mean"):
+                assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), (ours["step"], key)
+
+
+def test_sft_is_a_file_of_values_and_starts_no_engine(folder: Path, tiny: Path) -> None:
+    config = toy_config(folder / "sft", tiny, run={"name": "sft", "steps": 3, "checkpoint_every": 0})
+    output = train(config, "-m", str(ROOT / "configs" / "methods" / "sft.yaml"))
+    assert "no rollout engine" in output
+    metrics = read_metrics(folder / "sft" / "runs" / "sft")
+    assert metrics[-1]["expert/nll"] < metrics[0]["expert/nll"]
+    assert not any(key.startswith(("reward/", "loss/preference")) for m in metrics for key in m)
