@@ -214,6 +214,17 @@ def test_ready_groups_outlive_the_actor_that_made_them(make_queue):
     assert ray.get(batch.groups[0].ref, timeout=SOON).lease_id == lease_id
 
 
+def test_more_polls_than_a_ray_actor_takes_by_default_do_not_block_a_commit(make_queue):
+    queue = make_queue(groups=1)
+    lease = lease_of(queue)
+    polls = [queue.lease.remote(f"actor-{n}", LONG) for n in range(1200)]
+    assert ray.get(queue.commit.remote(lease.id, make_group(lease)), timeout=SOON)
+    ray.get([queue.next_batch.remote(LONG), queue.published.remote(1)])
+    assert len(ray.wait(polls, num_returns=2, timeout=2.0)[0]) == 1  # there is room for one
+    ray.get(queue.stop.remote())
+    assert sum(found is not None for found in ray.get(polls, timeout=SOON)) == 1
+
+
 def test_stop_ends_every_poll_with_none(make_queue):
     queue = make_queue(groups=2)
     lease_of(queue), lease_of(queue)

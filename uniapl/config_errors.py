@@ -32,20 +32,14 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_YAML_BYTES + 1)
-        text = raw.decode("utf-8-sig")
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; allowed: a readable YAML file") from None
-    except UnicodeDecodeError:
-        if len(raw) > MAX_YAML_BYTES:
-            raise _too_large(path) from None
-        raise ConfigError(f"{path}: not UTF-8 text; allowed: a YAML file") from None
     if len(raw) > MAX_YAML_BYTES:
-        raise _too_large(path)
-    return parse_yaml(text, str(path))
-
-
-def _too_large(path: Path) -> ConfigError:
-    return ConfigError(f"{path}: larger than 1 MiB; allowed: a configuration file")
+        raise ConfigError(f"{path}: larger than 1 MiB; allowed: a configuration file")
+    try:
+        return parse_yaml(raw.decode("utf-8-sig"), str(path))
+    except UnicodeDecodeError:
+        raise ConfigError(f"{path}: not UTF-8 text; allowed: a YAML file") from None
 
 
 class _StrictLoader(yaml.SafeLoader):
