@@ -214,7 +214,7 @@ class QueueActor:
                         return found
                     await changed.wait()
         except TimeoutError:
-            pass
+            await self._wake()  # a notification that came together with the timeout goes to another
         return None
 
     async def _wake(self, everyone: bool = False) -> None:
@@ -229,8 +229,8 @@ class QueueActor:
     async def _expire_for_ever(self) -> None:
         while True:
             await asyncio.sleep(EXPIRY_CHECK_S)
-            self._mixing.expire(time.monotonic())
-            await self._wake()
+            if self._mixing.expire(time.monotonic()):
+                await self._wake()
 
 
 def _entry(group: ReadyGroup) -> GroupEntry:

@@ -180,14 +180,14 @@ def test_an_unscored_group_counts_as_taken_and_is_made_again(make_queue):
 
 def test_dropping_over_stale_groups_wakes_whoever_waits_for_a_lease(make_queue):
     queue = make_queue(groups=1, staleness=0)
-    ray.get(queue.published.remote(0))
     commit_one(queue)
     ray.get([queue.next_batch.remote(LONG), queue.published.remote(1)])
     stale = commit_one(queue, version=0)
     waiting = queue.lease.remote("a", LONG)
     assert still_waiting(waiting)
-    assert ray.get(queue.next_batch.remote(0.0)) is None
+    batch = queue.next_batch.remote(LONG)
     assert ray.get(waiting, timeout=SOON).prompt == stale.prompt
+    assert still_waiting(batch, 0.1)
 
 
 def test_a_lost_actor_gives_up_its_leases_and_its_polls_but_may_come_back(make_queue):
@@ -212,6 +212,17 @@ def test_ready_groups_outlive_the_actor_that_made_them(make_queue):
     ray.kill(producer)
     batch = ray.get(queue.next_batch.remote(LONG))
     assert ray.get(batch.groups[0].ref, timeout=SOON).lease_id == lease_id
+
+
+def test_more_polls_than_a_ray_actor_takes_by_default_do_not_block_a_commit(make_queue):
+    queue = make_queue(groups=1)
+    lease = lease_of(queue)
+    polls = [queue.lease.remote(f"actor-{n}", LONG) for n in range(1200)]
+    assert ray.get(queue.commit.remote(lease.id, make_group(lease)), timeout=SOON)
+    ray.get([queue.next_batch.remote(LONG), queue.published.remote(1)])
+    assert len(ray.wait(polls, num_returns=2, timeout=2.0)[0]) == 1  # there is room for one
+    ray.get(queue.stop.remote())
+    assert sum(found is not None for found in ray.get(polls, timeout=SOON)) == 1
 
 
 def test_stop_ends_every_poll_with_none(make_queue):

