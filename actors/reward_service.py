@@ -50,16 +50,17 @@ class RewardReplica:
         rewards = resolve(config.reward.functions)
         with ThreadPoolExecutor(1) as warm_up:
             # The verifiers and the encoder import different libraries: side by side they wait less.
-            warm = warm_up.submit(lambda: [reward.warm_up() for reward in rewards])
+            warm = [warm_up.submit(reward.warm_up) for reward in rewards]
             discriminator = _discriminator(config)
-            warm.result()
+            for loaded in warm:
+                loaded.result()
         self._scorer = Scorer(rewards, open_cache(config.reward), config.reward.timeout_s, discriminator)
-        self._batch.set_max_batch_size(config.reward.batch_size)  # type: ignore[attr-defined]
-        self._batch.set_batch_wait_timeout_s(config.reward.batch_wait_s)  # type: ignore[attr-defined]
+        self._batch.set_max_batch_size(config.reward.batch_size)
+        self._batch.set_batch_wait_timeout_s(config.reward.batch_wait_s)
 
     async def score(self, request: ScoreRequest) -> list[Score]:
         """One score per response, in order; see `records.Score` for those without a reward."""
-        return await self._batch(request)  # type: ignore[call-arg, arg-type, return-value]
+        return await self._batch(request)
 
     @serve.batch(max_concurrent_batches=CONCURRENT_BATCHES)
     async def _batch(self, requests: list[ScoreRequest]) -> list[list[Score]]:
