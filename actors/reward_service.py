@@ -11,7 +11,6 @@ import logging
 import os
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray import serve
@@ -48,12 +47,7 @@ class RewardReplica:
     def __init__(self, config: Config, search_path: list[str]) -> None:
         sys.path.extend(folder for folder in search_path if folder not in sys.path)
         rewards = resolve(config.reward.functions)
-        with ThreadPoolExecutor(1) as warm_up:
-            # The verifiers and the encoder import different libraries: side by side they wait less.
-            warm = [warm_up.submit(reward.warm_up) for reward in rewards]
-            discriminator = _discriminator(config)
-            for loaded in warm:
-                loaded.result()
+        discriminator = _discriminator(config)
         self._scorer = Scorer(rewards, open_cache(config.reward), config.reward.timeout_s, discriminator)
         self._batch.set_max_batch_size(config.reward.batch_size)
         self._batch.set_batch_wait_timeout_s(config.reward.batch_wait_s)
