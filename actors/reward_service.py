@@ -9,8 +9,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from ray import serve
@@ -30,29 +30,31 @@ MAX_EMBEDDING_THREADS = 4
 """A batch of some 40 short texts gains nothing from more."""
 CONCURRENT_BATCHES = 4
 """Batches that one replica works on at a time, so that one slow reward does not hold up all others."""
-START_ATTEMPTS = 3
+START_ATTEMPTS = 2
 HEALTH_CHECK_PERIOD_S = 2.0
 """Serve replaces a replica after three failed checks."""
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class RewardReplica:
-    """One replica: loads rewards, cache and discriminator once, then scores batches of groups."""
+    """One replica: loads rewards, cache and discriminator once, then scores batches of groups.
 
-    def __init__(self, config: Config) -> None:
+    Args:
+        config: the whole configuration.
+        search_path: where the driver imports from; Serve's own processes know nothing of it.
+    """
+
+    def __init__(self, config: Config, search_path: list[str]) -> None:
+        sys.path.extend(folder for folder in search_path if folder not in sys.path)
         rewards = resolve(config.reward.functions)
-        with ThreadPoolExecutor(1) as warm_up:
-            # The verifiers and the encoder import different libraries: side by side they wait less.
-            warm = warm_up.submit(lambda: [reward.warm_up() for reward in rewards])
-            discriminator = _discriminator(config)
-            warm.result()
+        discriminator = _discriminator(config)
         self._scorer = Scorer(rewards, open_cache(config.reward), config.reward.timeout_s, discriminator)
-        self._batch.set_max_batch_size(config.reward.batch_size)  # type: ignore[attr-defined]
-        self._batch.set_batch_wait_timeout_s(config.reward.batch_wait_s)  # type: ignore[attr-defined]
+        self._batch.set_max_batch_size(config.reward.batch_size)
+        self._batch.set_batch_wait_timeout_s(config.reward.batch_wait_s)
 
     async def score(self, request: ScoreRequest) -> list[Score]:
         """One score per response, in order; see `records.Score` for those without a reward."""
-        return await self._batch(request)  # type: ignore[call-arg, arg-type, return-value]
+        return await self._batch(request)
 
     @serve.batch(max_concurrent_batches=CONCURRENT_BATCHES)
     async def _batch(self, requests: list[ScoreRequest]) -> list[list[Score]]:
@@ -79,7 +81,7 @@ def start_reward_service(config: Config) -> DeploymentHandle:
     _require_parts(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the terminal belongs to the run's own table
     serve.start(proxy_location="Disabled", logging_config=_LOGGING)
-    application = _deployment(config).bind(config)
+    application = _deployment(config).bind(config, [folder or os.getcwd() for folder in sys.path])
     [handle] = serve.run_many(
         [serve.RunTarget(application, name=APPLICATION, route_prefix=None)], wait_for_applications_running=False
     )
@@ -148,14 +150,17 @@ def _wait_until_running(timeout_s: float) -> None:
         if status == ApplicationStatus.RUNNING:
             return
         if status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-            message = " ".join(_messages(application).split())[-2000:]
+            message = _message(application)
             stop_reward_service()
             what = "failed to start" if status == ApplicationStatus.DEPLOY_FAILED else f"not up after {timeout_s:g} s"
             raise RuntimeError(f"reward service {what}: {message}")
         time.sleep(0.1)
 
 
-def _messages(application: Any) -> str:
+def _message(application: Any) -> str:
+    """Serve's account of an application, less the tracebacks: the last line of each part."""
     if application is None:
         return "no status from Ray Serve"
-    return "; ".join([application.message, *(d.message for d in application.deployments.values())])
+    parts = [application.message, *(deployment.message for deployment in application.deployments.values())]
+    last = [part.strip().splitlines()[-1].strip() for part in parts if part.strip()]
+    return "; ".join(dict.fromkeys(last)) or f"status {application.status.value}"

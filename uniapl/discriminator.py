@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from uniapl.config_errors import ConfigError
 
 _KEY = "objective.adversarial.encoder"
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 1024
 """Padded tokens of one forward pass: few enough for the activations to stay in the CPU's caches."""
 
 

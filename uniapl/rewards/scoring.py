@@ -53,6 +53,8 @@ class Scorer:
         self._pool = pool or CallPool()
         self._counts: Counter[str] = Counter()
         self._counting = threading.Lock()
+        for reward in self._rewards:
+            reward.warm_up()  # loading takes seconds, which are not to count as the first call's
 
     @property
     def healthy(self) -> bool:
