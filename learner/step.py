@@ -42,7 +42,7 @@ def train_step(engine: Any, batch: MixedBatch, config: Config, learning_rate: fl
     rows = plan_rows(sequences, config.learner.row_tokens, device)
     sums = _run_rows(engine, rows, counts, config, device)
     sums["tokens/trained"] = float(sum(len(s) for s in sequences))
-    sums["tokens/rows"] = float(sum(len(s) for row in rows for s in row))
+    sums["tokens/rows"] = float(sum(max(1, sum(len(s) for s in row)) for row in rows))
     totals = _reduce(sums, device)
     if not math.isfinite(totals["loss/total"]):
         ids = ", ".join(s.id for s in sequences[:8])
@@ -93,6 +93,7 @@ _REDUCED = (
     "tokens/sampled",
     "tokens/demonstration",
     "tokens/trained",
+    "tokens/rows",
     "sum/ratio",
     "sum/correction",
     "sum/clipped",
@@ -121,6 +122,7 @@ def _metrics(t: dict[str, float], config: Config, rate: float, norm: float, seco
     found |= {f"loss/{term}": t[f"loss/{term}"] for term in active}
     found |= {f"share/{term}": size / whole for term, size in sizes.items()}
     found["tokens/trained"] = t["tokens/trained"]
+    found["learner/packing_efficiency"] = t["tokens/trained"] / t["tokens/rows"]
     found["tokens/trained_per_s"] = t["tokens/trained"] / seconds
     if t["tokens/sampled"]:
         n = t["tokens/sampled"]
