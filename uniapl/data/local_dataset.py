@@ -26,7 +26,7 @@ from uniapl.records import SHARD_SCHEMA
 
 MAX_RESPONSE_TOKENS = 64
 MIN_MEAN_LOGPROB = -1.3
-PROMPTS_PER_INSTRUCTION = {"train": 3, "heldout": 3}
+PROMPTS_PER_INSTRUCTION = {"train": 4, "heldout": 3}
 ATTEMPTS = 4
 TRAIN_SHARDS = 4
 HELDOUT_ROWS = 256
@@ -176,24 +176,30 @@ def _prompt(
 def _without_response(plain: PlainResponses, chosen: list[str], rng: random.Random, raw: str) -> Built | None:
     """A prompt alone: its arguments are drawn to fit a stand-in text, which is thrown away."""
     try:
-        instructions, _ = repair(_draft(plain, [plain.instruction.text], [plain.instruction.text], rng), chosen)
+        instructions, _ = repair(_draft(plain, [plain.instruction.text], [], [], rng), chosen)
     except Unfit:
         return None
     return Built(plain.instruction.text, instructions, None, not constraints.failed(instructions, raw))
 
 
 def _drafts(plain: PlainResponses, samples: list[list[str]], number: int, rng: random.Random) -> Iterator[Draft]:
+    """Drafts from every sample, starting with another one for every prompt, each in all its lengths."""
     for turn in range(len(samples)):
         at = (number + turn) % len(samples)
-        spare = [sentence for i, sample in enumerate(samples) if i != at for sentence in sample]
+        others = samples[:at] + samples[at + 1 :]
         for count in range(min(len(samples[at]), 3), 0, -1):
-            yield _draft(plain, samples[at][:count], samples[at][count:] + spare, rng)
+            yield _draft(plain, samples[at][:count], samples[at][count:], others, rng)
 
 
-def _draft(plain: PlainResponses, kept: list[str], spare: list[str], rng: random.Random) -> Draft:
+def _draft(
+    plain: PlainResponses, kept: list[str], rest: list[str], others: list[list[str]], rng: random.Random
+) -> Draft:
     i = plain.instruction
     articles = [f"{article} {i.topic}" for article in ("a", "an", "the") if f"{article} {i.topic}" in i.text]
-    return Draft(i.split, i.topic, articles[0] if articles else i.topic, list(kept), spare, rng)
+    phrase = articles[0] if articles else i.topic
+    leads = [sample[0] for sample in others]
+    later = [sentence for sample in others for sentence in sample[1:]]
+    return Draft(i.split, i.topic, phrase, list(kept), [*rest, *leads, *later], leads, rng)
 
 
 def _write_split(out_dir: Path, split: str, built: list[Built]) -> None:

@@ -75,7 +75,7 @@ POSTSCRIPTS = (
     "Ask me about {t} any time.",
 )
 
-TITLES = ("{t}", "All About {t}", "A Word on {t}", "{t} in Brief", "Notes on {t}")
+TITLES = ("All About {t}", "A Word on {t}", "A Few Words on {t}", "Thoughts on {t}")
 
 PLACEHOLDER_SENTENCES: dict[int, tuple[str, ...]] = {
     1: ("Learn more at [website].", "Ask [name] for more.", "Read more in [book title].", "Signed, [your name]."),

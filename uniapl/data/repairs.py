@@ -33,8 +33,8 @@ class Unfit(Exception):  # noqa: N818 (no error: the next draft is tried)
 class Draft:
     """An answer in the making.
 
-    `sentences` are the model's; `spare` are further ones of its for the same instruction; `added` come
-    from repairs. `phrase` is the topic with its article.
+    `sentences` are the model's; `spare` are further ones of its for the same instruction, `leads` the
+    first ones of its other samples; `added` come from repairs. `phrase` is the topic with its article.
     """
 
     split: str
@@ -42,6 +42,7 @@ class Draft:
     phrase: str
     sentences: list[str]
     spare: list[str]
+    leads: list[str]
     rng: random.Random
     added: list[str] = field(default_factory=list)
     layout: Callable[[list[str]], str] = " ".join
@@ -94,10 +95,11 @@ _TRAIN_WORDS = _words_of(TRAIN_TOPICS, phrases.KEYWORD_SENTENCES["train"], phras
 _HELDOUT_WORDS = _words_of(HELDOUT_TOPICS, phrases.KEYWORD_SENTENCES["heldout"], phrases.FORBIDDEN_WORDS["heldout"])
 
 
-def _parts(draft: Draft, count: int) -> list[str]:
-    """Exactly `count` different sentences, borrowed from the spare ones where the draft has too few."""
+def _parts(draft: Draft, count: int, filler: bool = True) -> list[str]:
+    """Exactly `count` different sentences, with spare ones and one filler where the draft has too few."""
     parts = draft.sentences[:count]
-    for sentence in draft.spare:
+    fillers = [draft.rng.choice(phrases.TOPIC_SENTENCES).format(t=draft.phrase)] if filler else []
+    for sentence in [*draft.spare, *fillers]:
         if len(parts) < count and not any(similar(sentence, part) for part in parts):
             parts.append(sentence)
     if len(parts) < count:
@@ -180,7 +182,7 @@ def _starred(parts: list[str]) -> str:
 def _first_word(draft: Draft) -> Kwargs:
     count = {"train": 2, "heldout": 3}[draft.split]
     draft.sentences = _parts(draft, count)
-    nth = draft.rng.randint(2, count)
+    nth = count
     word = draft.rng.choice(phrases.OPENERS[draft.split])
     comma = "" if word in ("often", "usually", "still") else ","
     draft.sentences[nth - 1] = f"{word.capitalize()}{comma} {lower_first(draft.sentences[nth - 1])}"
@@ -200,7 +202,7 @@ def _sections(draft: Draft) -> Kwargs:
 
 
 def _two_responses(draft: Draft) -> Kwargs:
-    draft.sentences = _parts(draft, 2)
+    draft.sentences = _parts(Draft(**{**vars(draft), "sentences": draft.sentences[:1], "spare": draft.leads}), 2, False)
     draft.layout = "\n******\n".join
     return {}
 
@@ -211,10 +213,16 @@ def _json(draft: Draft) -> Kwargs:
 
 
 def _title(draft: Draft) -> Kwargs:
-    topic = " ".join(w if w in ("and", "of", "at", "to", "in", "the", "a", "with") else w.capitalize()
-                     for w in draft.topic.split())  # fmt: skip
-    draft.title = f"<<{draft.rng.choice(phrases.TITLES).format(t=topic[0].upper() + topic[1:])}>>"
+    """The topic alone, or a phrase about it."""
+    patterns = [_in_title_case(pattern.format(t=draft.phrase)) for pattern in phrases.TITLES]
+    draft.title = f"<<{draft.rng.choice([_in_title_case(draft.topic), *patterns])}>>"
     return {}
+
+
+def _in_title_case(text: str) -> str:
+    first, *others = text.split()
+    small = ("a", "an", "and", "at", "in", "of", "on", "the", "to", "with")
+    return " ".join([first[0].upper() + first[1:], *(w if w in small else w[0].upper() + w[1:] for w in others)])
 
 
 def _postscript(draft: Draft) -> Kwargs:

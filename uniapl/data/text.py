@@ -17,6 +17,7 @@ STOP_WORDS = frozenset(
 _UNSOUND = re.compile(
     r"sorry|\bassist|chatbot|language model|hugging|\bAI\b|one sentence|two sentences|short sentences|this question|"
     r"the answer|the request|advertisement|two-line|\bpoem\b|\bentry\b|opening sentence|\bkill|\bdie\b|"
+    r"\ba [aeio](?!ne|u)|"
     r"[<>\[\]{}#*_:;|/\\`~–—]|\.\.",
     re.IGNORECASE,
 )
@@ -45,7 +46,8 @@ def _repeats(words: list[str], topic: str) -> bool:
     stems = [word[:5] for word in words if len(word) > 3 and word not in STOP_WORDS and not mentions(word, topic)]
     adjacent = any(a == b for a, b in itertools.pairwise(words))
     about = sum(mentions(word, topic) for word in words)
-    return adjacent or len(set(stems)) < len(stems) or about > 2 * max(len(topic.split()) - topic.count(" and "), 1)
+    limit = 2 * (len(topic.split()) - 1) if " and " in topic else len(topic.split())
+    return adjacent or len(set(stems)) < len(stems) or about > limit
 
 
 def mentions(text: str, topic: str) -> bool:
@@ -56,7 +58,7 @@ def mentions(text: str, topic: str) -> bool:
 
 def content_words(text: str) -> list[str]:
     """The lower-case words of at least 5 letters that carry meaning, each once, in order."""
-    words = re.findall(r"\b[a-z]{5,}\b", text.lower())
+    words = re.findall(r"(?<![\w-])[a-z]{5,}(?![\w-])", text.lower())
     return [word for word in dict.fromkeys(words) if word not in STOP_WORDS]
 
 
