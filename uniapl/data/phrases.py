@@ -42,7 +42,7 @@ TOPIC_SENTENCES = (
     "There is more to {t} than meets the eye.",
     "There is always something new to learn about {t}.",
     "It is hard to imagine the world without {t}.",
-    "That is what I like about {t}.",
+    "One could say a lot more about {t}.",
 )
 
 END_PHRASES: dict[Split, tuple[str, ...]] = {
@@ -71,7 +71,7 @@ POSTSCRIPTS = (
     "There is always more to say about {t}.",
     "Thank you for asking about {t}.",
     "Let me know if you want to hear more about {t}.",
-    "Tell a friend about {t} too.",
+    "Is there anything you would add about {t}?",
     "Ask me about {t} any time.",
 )
 

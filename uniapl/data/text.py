@@ -63,9 +63,9 @@ def content_words(text: str) -> list[str]:
 
 
 def similar(a: str, b: str) -> bool:
-    """Whether two sentences say much the same: more than a third of their content words are shared."""
+    """Whether two sentences say much the same: at least a quarter of their content words are shared."""
     first, second = set(content_words(a)), set(content_words(b))
-    return len(first & second) > len(first | second) / 3
+    return 4 * len(first & second) >= max(len(first | second), 1)
 
 
 def without_commas(sentence: str) -> str:
