@@ -93,6 +93,7 @@ def test_there_is_enough_of_it(train: list[Row], heldout: list[Row]) -> None:
     assert len(heldout) == 256
     assert all(row.response is not None for row in heldout)
     assert len({row.id for row in [*train, *heldout]}) == len(train) + len(heldout)
+    assert len({row.messages[0]["content"] for row in [*train, *heldout]}) == len(train) + len(heldout)
     assert sum(path.stat().st_size for path in LOCAL.iterdir()) < 6_000_000
 
 

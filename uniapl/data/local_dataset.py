@@ -110,8 +110,8 @@ def _choose_heldout(built: list[Built]) -> list[Built]:
 
 
 def _prompts(plain: PlainResponses, encoder: ChatEncoder, seed: int, dropped: Counter[str]) -> Iterator[Built]:
-    """Some prompts for one instruction, each with its own constraints."""
-    samples = sound_samples(plain)
+    """Some different prompts for one instruction, each with its own constraints."""
+    samples, made = sound_samples(plain), set[str]()
     if not samples:
         dropped["no sound sample"] += 1
     for number in range(PROMPTS_PER_INSTRUCTION[plain.instruction.split] if samples else 1):
@@ -119,7 +119,8 @@ def _prompts(plain: PlainResponses, encoder: ChatEncoder, seed: int, dropped: Co
         for _ in range(ATTEMPTS):
             chosen = constraints.draw_constraints(rng)
             item = _prompt(plain, samples, chosen, number, rng, encoder, dropped)
-            if item is not None:
+            if item is not None and item.content not in made:
+                made.add(item.content)
                 yield item
                 break
         else:
