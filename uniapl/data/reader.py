@@ -1,8 +1,9 @@
 """Shards on disk as one table with random access: Arrow IPC files, memory-mapped, and Parquet files.
 
-Opening reads the schemas and row counts only, so memory does not grow with the data set: an uncompressed
-IPC file is read in place by the operating system's pages; of compressed IPC and Parquet, the last few
-decoded blocks (record batches, row groups) are kept. Ids are names for logs: they may repeat.
+Memory does not grow with the data set: an uncompressed IPC file is read in place by the operating system's
+pages; of compressed IPC (decoded once on opening, to check it) and Parquet, the last few decoded blocks (record
+batches, row groups) are kept, so a shuffled walk decodes a block for nearly every row: such files are for data
+sets of a few blocks. Ids are names for logs: they may repeat, within a shard and between shards.
 """
 
 from __future__ import annotations
