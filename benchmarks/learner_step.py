@@ -1,6 +1,8 @@
 """Seconds and memory of one learner step, by row length and arithmetic, on a batch like that of configs/local.yaml.
 
-    python benchmarks/learner_step.py [--model FOLDER] [--steps 3] [--rows 256 512 1024 2048] [--dtypes float32 bfloat16]
+    python benchmarks/learner_step.py [--model FOLDER] [--steps 3] [--rows 320x1 320x6 512x4 2048x1] [--dtypes bfloat16]
+
+`320x6`: rows of at most 320 tokens, 6 of them in one forward pass.
 
 One ZeRO-3 rank in a process of its own per setting, with the environment that the learner's actor has.
 """
@@ -39,7 +41,7 @@ def batch(seed: int) -> object:
     return MixedBatch(0, groups, shown)
 
 
-def measure(model: str, dtype: str, row_tokens: int, steps: int) -> dict[str, float | str]:
+def measure(model: str, dtype: str, rows: str, steps: int) -> dict[str, float | str]:
     """One setting, in this process."""
     from learner.device import local_device, set_threads
     from learner.step import train_step
@@ -47,15 +49,14 @@ def measure(model: str, dtype: str, row_tokens: int, steps: int) -> dict[str, fl
     from uniapl.config import load_config
     from uniapl.policy import load_policy
 
+    row_tokens, micro = rows.split("x")
     overrides = [f"model.path={model}", f"learner.dtype={dtype}", f"learner.row_tokens={row_tokens}"]
+    overrides.append(f"learner.micro_batch_rows={micro}")
     config = load_config("configs/local.yaml", overrides)
     device = local_device(0)
     set_threads(0, 1)
     join_ranks(device, 600)
-    import torch
-
-    policy = load_policy(model, torch.bfloat16 if dtype == "bfloat16" else None)
-    engine = build_engine(policy, config.learner, 1)
+    engine = build_engine(load_policy(model), config.learner, 1)
     times, tokens, efficiency = [], 0.0, 0.0
     for step in range(steps + 1):
         began = time.perf_counter()
@@ -66,7 +67,7 @@ def measure(model: str, dtype: str, row_tokens: int, steps: int) -> dict[str, fl
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     return {
         "dtype": dtype,
-        "row_tokens": row_tokens,
+        "rows": rows,
         "step_s": round(best, 2),
         "tokens_per_s": round(tokens / best),
         "packing": round(efficiency, 3),
@@ -78,14 +79,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rows", type=int, nargs="+", default=[256, 512, 1024, 2048])
+    parser.add_argument("--rows", nargs="+", default=["320x1", "320x6", "512x4", "1024x2", "2048x1"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.one:
-        print(
-            "RESULT " + json.dumps(measure(arguments.model, arguments.one[0], int(arguments.one[1]), arguments.steps))
-        )
+        print("RESULT " + json.dumps(measure(arguments.model, arguments.one[0], arguments.one[1], arguments.steps)))
         return
     from learner.device import cpu_environment
 
@@ -97,7 +96,7 @@ def main() -> None:
             alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
             command = [sys.executable, __file__, "--model", arguments.model, "--steps", str(arguments.steps)]
             done = subprocess.run(
-                [*command, "--one", dtype, str(rows)],
+                [*command, "--one", dtype, rows],
                 env=cpu_environment() | os.environ | alone | {"PYTHONPATH": os.getcwd()},
                 capture_output=True,
                 text=True,

@@ -85,9 +85,10 @@ def _data_model(arguments: argparse.Namespace) -> None:
 
 
 def _data_prepare(arguments: argparse.Namespace) -> None:
+    from actors.sample import sample_responses
     from uniapl.data.local_dataset import prepare
 
-    print(prepare(arguments.out, arguments.model, arguments.seed, arguments.record))
+    print(prepare(arguments.out, arguments.model, arguments.seed, arguments.record, sample_responses))
 
 
 if __name__ == "__main__":

@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from uniapl.config import Config
-from uniapl.objective.objective import row_loss
-from uniapl.objective.rows import TERMS, count_tokens, make_row
+from uniapl.config import Config, LearnerConfig
+from uniapl.objective.objective import rows_loss
+from uniapl.objective.rows import TERMS, count_tokens, make_rows
 from uniapl.objective.sequences import TrainingSequence, training_sequences
-from uniapl.packing import pack
+from uniapl.packing import pack_balanced
 from uniapl.records import MixedBatch
 
 
@@ -39,10 +39,9 @@ def train_step(engine: Any, batch: MixedBatch, config: Config, learning_rate: fl
     began = time.monotonic()
     sequences = training_sequences(batch, config.objective, config.rollout.temperature)
     counts = _all_sum(count_tokens(sequences), device)
-    rows = plan_rows(sequences, config.learner.row_tokens, device)
-    sums = _run_rows(engine, rows, counts, config, device)
+    batches = plan_micro_batches(sequences, config.learner, device)
+    sums = _run_micro_batches(engine, batches, counts, config, device)
     sums["tokens/trained"] = float(sum(len(s) for s in sequences))
-    sums["tokens/rows"] = float(sum(max(1, sum(len(s) for s in row)) for row in rows))
     totals = _reduce(sums, device)
     if not math.isfinite(totals["loss/total"]):
         ids = ", ".join(s.id for s in sequences[:8])
@@ -56,27 +55,34 @@ def train_step(engine: Any, batch: MixedBatch, config: Config, learning_rate: fl
     return _metrics(totals, config, learning_rate, float(norm), time.monotonic() - began)
 
 
-def plan_rows(sequences: list[TrainingSequence], row_tokens: int, device: str) -> list[list[TrainingSequence]]:
-    """Packed rows, as many on every rank: gathering a ZeRO-3 layer needs them all. At least one."""
-    plan = pack([len(s) for s in sequences], row_tokens) if sequences else []
-    number = torch.tensor([max(1, len(plan))], device=device)
+MicroBatch = list[list[TrainingSequence]]
+"""The packed rows of one forward and backward pass."""
+
+
+def plan_micro_batches(sequences: list[TrainingSequence], config: LearnerConfig, device: str) -> list[MicroBatch]:
+    """Packed rows in micro-batches, as many on every rank: gathering a ZeRO-3 layer needs them all. At least one."""
+    plan = pack_balanced([len(s) for s in sequences], config.row_tokens)
+    rows = sorted(([sequences[i] for i in row] for row in plan), key=lambda row: -sum(len(s) for s in row))
+    size = config.micro_batch_rows
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    number = torch.tensor([max(1, len(batches))], device=device)
     dist.all_reduce(number, op=dist.ReduceOp.MAX)
-    rows = [[sequences[i] for i in row] for row in plan]
-    return rows + [[] for _ in range(int(number.item()) - len(rows))]
+    return batches + [[] for _ in range(int(number.item()) - len(batches))]
 
 
-def _run_rows(
-    engine: Any, rows: list[list[TrainingSequence]], counts: Tensor, config: Config, device: str
+def _run_micro_batches(
+    engine: Any, batches: list[MicroBatch], counts: Tensor, config: Config, device: str
 ) -> dict[str, float]:
-    """Forward and backward of every row; gradients add up in the engine."""
+    """Forward and backward of every micro-batch; gradients add up in the engine."""
     ranks = dist.get_world_size()
     sums: dict[str, float] = {}
-    for sequences in rows:
-        row = make_row(sequences).to(device)
-        result = row_loss(engine(row), row, counts, config.objective)
+    for micro_batch in batches:
+        rows = make_rows(micro_batch).to(device)
+        result = rows_loss(engine(rows), rows, counts, config.objective)
         # ZeRO averages gradients over ranks; the counts already span all of them.
         engine.backward(result.loss * ranks, scale_wrt_gas=False)
-        for key, value in (result.sums | {"loss/total": result.loss.item()}).items():
+        more = {"loss/total": result.loss.item(), "tokens/rows": float(rows.input_ids.numel())}
+        for key, value in (result.sums | more).items():
             sums[key] = sums.get(key, 0.0) + value
     return sums
 

@@ -12,11 +12,11 @@ import torch
 
 from learner import checkpoint
 from learner.device import local_device, set_threads
-from learner.step import plan_rows, train_step
+from learner.step import plan_micro_batches, train_step
 from learner.weight_sender import WeightSender
 from learner.zero import build_engine, join_ranks
 from uniapl.config import Config
-from uniapl.objective.rows import make_row
+from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.policy import load_policy
 from uniapl.records import Demonstration, MixedBatch
@@ -52,8 +52,7 @@ class LearnerRank:
         self._device = local_device(0)
         set_threads(c.learner.threads, ranks)
         join_ranks(self._device, c.cluster.step_timeout_s)
-        autocast = None if c.learner.dtype == "float32" else DTYPES[c.learner.dtype]
-        policy = load_policy(c.model.path, autocast, c.learner.activation_checkpointing)
+        policy = load_policy(c.model.path, c.learner.activation_checkpointing)
         self._engine = build_engine(policy, c.learner, ranks)
         self._sender = WeightSender(
             self._engine.module, DTYPES[c.rollout.dtype], self._device, self._rank, c.cluster.broadcast_timeout_s
@@ -72,9 +71,10 @@ class LearnerRank:
         order = {id(s): i for i, s in enumerate(sequences)}
         found: list[list[float]] = [[] for _ in sequences]
         device = self._device.torch_device
-        for row in plan_rows([s for s in sequences if s.response_ids], self._config.learner.row_tokens, device):
-            values = self._engine(make_row(row).to(device)).tolist()
-            for sequence in row:
+        wanted = [s for s in sequences if s.response_ids]
+        for micro_batch in plan_micro_batches(wanted, self._config.learner, device):
+            values = self._engine(make_rows(micro_batch).to(device)).tolist()
+            for sequence in (s for row in micro_batch for s in row):
                 length = len(sequence.response_ids)
                 found[order[id(sequence)]], values = values[:length], values[length:]
         return found

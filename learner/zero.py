@@ -71,7 +71,11 @@ def _engine_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": 3, "overlap_comm": False}
     # A single rank has nobody to share with: releasing and gathering its own weights would only copy them.
     zero["stage3_param_persistence_threshold"] = PERSIST_WHOLE_MODEL if ranks == 1 else 10_000
-    return {
+    low: dict[str, Any] = {}
+    if config.dtype == "bfloat16":
+        # Weights and arithmetic in bfloat16; master weights, gradient sums and optimizer stay float32.
+        low = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
+    return low | {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,

@@ -10,7 +10,7 @@ import torch
 
 from learner import checkpoint
 from learner.device import local_device
-from learner.step import _all_sum, _run_rows, plan_rows, train_step
+from learner.step import _all_sum, _run_micro_batches, plan_micro_batches, train_step
 from learner.zero import build_engine, join_ranks
 from uniapl.config import Config
 from uniapl.objective.rows import count_tokens
@@ -77,7 +77,7 @@ def main(model: str, out: str, ranks: int, rank: int, row_tokens: int) -> None:
     mine = share(rank, ranks)
     sequences = training_sequences(mine, c.objective, c.rollout.temperature)
     counts = _all_sum(count_tokens(sequences), "cpu")
-    _run_rows(engine, plan_rows(sequences, row_tokens, "cpu"), counts, c, "cpu")
+    _run_micro_batches(engine, plan_micro_batches(sequences, c.learner, "cpu"), counts, c, "cpu")
     gradients = full_gradients(engine)
     engine.step()
     folder = Path(out)

@@ -9,8 +9,8 @@ import torch
 
 from uniapl.config import AdversarialTerm, DemonstrationTerm, ObjectiveConfig, PreferenceTerm
 from uniapl.objective.advantages import group_advantages
-from uniapl.objective.objective import row_loss
-from uniapl.objective.rows import count_tokens, make_row
+from uniapl.objective.objective import rows_loss
+from uniapl.objective.rows import count_tokens, make_rows
 from uniapl.objective.sequences import TrainingSequence, training_sequences
 from uniapl.objective.terms import k3, surrogate_loss
 from uniapl.records import Demonstration, Group, MixedBatch, Prompt, Sample, Score, VersionSpan
@@ -35,10 +35,10 @@ def objective(preference: float = 1.0, demonstration: float = 0.0, adversarial: 
 
 
 def loss_and_gradient(sequences: list[TrainingSequence], config: ObjectiveConfig) -> tuple[float, torch.Tensor]:
-    row = make_row(sequences)
+    row = make_rows([sequences])
     generator = torch.Generator().manual_seed(0)
     logprobs = (-torch.rand(len(row.targets), generator=generator)).requires_grad_()
-    result = row_loss(logprobs, row, count_tokens(sequences), config)
+    result = rows_loss(logprobs, row, count_tokens(sequences), config)
     result.loss.backward()
     assert logprobs.grad is not None
     return result.loss.item(), logprobs.grad
@@ -103,7 +103,7 @@ class TestUnifiedLoss:
         sequences = [sampled(1.0, 3, adversarial=-1.0), sampled(None, 4, adversarial=2.0), demonstrated(2)]
         assert count_tokens(sequences).tolist() == [2, 3, 7]
         _, gradient = loss_and_gradient(sequences, objective(0.5, 0.25, 0.1))
-        row = make_row(sequences)
+        row = make_rows([sequences])
         kappa = torch.exp(-torch.rand(len(row.targets), generator=torch.Generator().manual_seed(0)) + 1.0).clamp(max=2)
         expected = torch.cat(
             [
@@ -132,14 +132,14 @@ class TestUnifiedLoss:
         assert gradient.tolist() == [-1.0]
 
     def test_the_same_policy_as_the_engine_needs_no_correction(self) -> None:
-        row = make_row([sampled(1.0), sampled(-1.0)])
-        result = row_loss(row.behaviour.clone().requires_grad_(), row, torch.tensor([0, 6, 0]), objective())
+        row = make_rows([[sampled(1.0), sampled(-1.0)]])
+        result = rows_loss(row.behaviour.clone().requires_grad_(), row, torch.tensor([0, 6, 0]), objective())
         n = result.sums["tokens/sampled"]
         assert (result.sums["sum/correction"] / n, result.sums["sum/ratio"] / n, result.sums["sum/kl"]) == (1.0, 1.0, 0)
 
     def test_a_row_without_sequences_gives_a_zero_that_can_be_differentiated(self) -> None:
-        row = make_row([])
-        result = row_loss(torch.zeros(0, requires_grad=True), row, torch.tensor([1, 1, 1]), objective(1.0, 1.0))
+        row = make_rows([])
+        result = rows_loss(torch.zeros(0, requires_grad=True), row, torch.tensor([1, 1, 1]), objective(1.0, 1.0))
         result.loss.backward()
         assert result.loss.item() == 0.0
 
@@ -181,7 +181,7 @@ class TestSequences:
         assert count_tokens(found).tolist() == [0, 4, 0]
 
     def test_a_row_points_every_target_at_the_token_before_it(self) -> None:
-        row = make_row([sampled(1.0, 3), demonstrated(2)])
+        row = make_rows([[sampled(1.0, 3), demonstrated(2)]])
         assert row.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5]]
         assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]]
         assert row.index.tolist() == [1, 2, 3, 7, 8]

@@ -10,7 +10,7 @@ from helpers_tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from uniapl.objective.logprobs import token_logprobs
-from uniapl.objective.rows import make_row
+from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.policy import load_policy
 
@@ -30,12 +30,15 @@ def alone(model: torch.nn.Module, s: TrainingSequence) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("tied", [False, True])
-def test_packed_logprobs_equal_each_sequence_alone(tied: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cuts", [[4], [1, 3], [2, 1, 1]], ids=["one row", "two rows", "three rows"])
+def test_packed_and_padded_logprobs_equal_each_sequence_alone(tied: bool, cuts: list[int], tmp_path: Path) -> None:
+    left = iter(sequences())
+    rows = [[next(left) for _ in range(cut)] for cut in cuts]
     folder = tiny_model(tmp_path, seed=1, tied=tied)
     policy = load_policy(str(folder))
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     with torch.no_grad():
-        packed = policy(make_row(sequences()))
+        packed = policy(make_rows(rows))
         expected = torch.cat([alone(plain, s) for s in sequences()])
     assert (packed - expected).abs().max() <= 1e-5
 
@@ -44,19 +47,19 @@ def test_activation_checkpointing_changes_no_gradient(tiny: Path) -> None:
     found = []
     for checkpointing in (False, True):
         policy = load_policy(str(tiny), activation_checkpointing=checkpointing)
-        policy(make_row(sequences())).sum().backward()
+        policy(make_rows([sequences()])).sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     assert torch.allclose(found[0], found[1], rtol=1e-6, atol=1e-8)
 
 
 def test_bfloat16_arithmetic_is_near_and_differentiable(tiny: Path) -> None:
-    exact = load_policy(str(tiny))(make_row(sequences()))
-    policy = load_policy(str(tiny), autocast=torch.bfloat16)
-    near = policy(make_row(sequences()))
+    exact = load_policy(str(tiny))(make_rows([sequences()]))
+    policy = load_policy(str(tiny)).bfloat16()
+    near = policy(make_rows([sequences()]))
     near.sum().backward()
     assert near.dtype == torch.float32
     assert 0 < (near - exact).abs().max() < 0.5
-    assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in policy.parameters())
+    assert all(p.grad is not None for p in policy.parameters())
 
 
 def test_logprobs_agree_with_a_direct_softmax_in_value_and_gradient() -> None:

@@ -169,8 +169,9 @@ class LearnerConfig(Section):
     """ZeRO-3 ranks and their optimizer."""
 
     ranks: Positive = 1
-    dtype: Dtype = Field("bfloat16", description="of the arithmetic; weights and optimizer stay float32")
+    dtype: Dtype = Field("bfloat16", description="of weights and arithmetic; masters and optimizer stay float32")
     row_tokens: Positive = Field(2048, description="token budget of one packed row")
+    micro_batch_rows: Positive = Field(1, description="packed rows of one forward pass")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
     warmup_steps: NonNegative = 3

@@ -13,15 +13,16 @@ TERMS = ("demonstration", "preference", "adversarial")
 
 
 @dataclass(frozen=True)
-class Row:
-    """One packed row. T: its tokens; N: its response tokens, the only ones with a loss.
+class Rows:
+    """B packed rows of T tokens, the shorter ones padded. N: response tokens, the only ones with a loss.
 
-    `position_ids` restart at every sequence: the model builds a block-diagonal mask from them.
+    `position_ids` restart at every sequence: the model builds a block-diagonal mask from them. Every
+    padding token is a sequence of its own, so that nothing attends to it.
     """
 
-    input_ids: Tensor  # [1, T]
-    position_ids: Tensor  # [1, T]
-    index: Tensor  # [N] where in the row the hidden state stands that predicts the target
+    input_ids: Tensor  # [B, T]
+    position_ids: Tensor  # [B, T]
+    index: Tensor  # [N] where in the B * T tokens the hidden state stands that predicts the target
     targets: Tensor  # [N]
     temperature: Tensor  # [N]
     behaviour: Tensor  # [N] log-probabilities; 0 for demonstrations
@@ -31,29 +32,36 @@ class Row:
     adversarial: Tensor  # [N]
     adversarial_advantage: Tensor  # [N]
 
-    def to(self, device: torch.device | str) -> Row:
-        return Row(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
-def make_row(sequences: list[TrainingSequence]) -> Row:
-    """Lay `sequences` end to end. An empty list gives a row of one token that carries no loss."""
-    if not sequences:
-        return _empty_row()
-    tokens: list[int] = []
-    positions: list[int] = []
+def make_rows(rows: list[list[TrainingSequence]]) -> Rows:
+    """Lay the sequences of every row end to end. Without any there is one token that carries no loss.
+
+    Targets, and so the log-probabilities of a forward pass, stand in the order of the sequences.
+    """
+    width = max([sum(len(s) for s in row) for row in rows], default=0)
+    if width == 0:
+        return _no_rows()
+    ids = torch.zeros(len(rows), width, dtype=torch.long)
+    positions = torch.zeros_like(ids)
     index: list[int] = []
+    targets: list[int] = []
     columns: dict[str, list[float]] = {name: [] for name in _SIGNALS}
-    for sequence in sequences:
-        start = len(tokens) + len(sequence.prompt_ids)
-        tokens += [*sequence.prompt_ids, *sequence.response_ids]
-        positions += range(len(sequence))
-        index += range(start - 1, start - 1 + len(sequence.response_ids))
-        for name, value in _signals(sequence).items():
-            columns[name] += value if isinstance(value, list) else [value] * len(sequence.response_ids)
-    where = torch.tensor(index)
-    ids = torch.tensor(tokens)
+    for b, row in enumerate(rows):
+        at = 0
+        for s in row:
+            ids[b, at : at + len(s)] = torch.tensor([*s.prompt_ids, *s.response_ids])
+            positions[b, at : at + len(s)] = torch.arange(len(s))
+            first = b * width + at + len(s.prompt_ids) - 1
+            index += range(first, first + len(s.response_ids))
+            targets += s.response_ids
+            for name, value in _signals(s).items():
+                columns[name] += value if isinstance(value, list) else [value] * len(s.response_ids)
+            at += len(s)
     signals = {name: torch.tensor(column, dtype=torch.float32) for name, column in columns.items()}
-    return Row(ids[None], torch.tensor(positions)[None], where, ids[where + 1], **signals)
+    return Rows(ids, positions, torch.tensor(index), torch.tensor(targets), **signals)
 
 
 _SIGNALS = (
@@ -79,11 +87,11 @@ def _signals(s: TrainingSequence) -> dict[str, float | list[float]]:
     }
 
 
-def _empty_row() -> Row:
+def _no_rows() -> Rows:
     none = torch.zeros(0)
     zero = torch.zeros(1, 1, dtype=torch.long)
     where = torch.zeros(0, dtype=torch.long)
-    return Row(zero, zero.clone(), where, where.clone(), none + 1, *[none] * (len(_SIGNALS) - 1))
+    return Rows(zero, zero.clone(), where, where.clone(), none + 1, *[none] * (len(_SIGNALS) - 1))
 
 
 def count_tokens(sequences: list[TrainingSequence]) -> Tensor:

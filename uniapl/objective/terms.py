@@ -1,4 +1,4 @@
-"""The terms of the objective, per token. All tensors are [tokens] of one packed row."""
+"""The terms of the objective, per token. All tensors are [tokens]: the response tokens of packed rows."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Surrogate:
-    """The clipped surrogate of one row and what is worth logging of it."""
+    """The clipped surrogate and what is worth logging of it."""
 
     loss: Tensor
     """Per token, 0 where the mask is 0."""
