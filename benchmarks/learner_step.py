@@ -1,8 +1,8 @@
 """Seconds and memory of one learner step, by row length and arithmetic, on a batch like that of configs/local.yaml.
 
-    python benchmarks/learner_step.py [--model FOLDER] [--steps 3] [--rows 320x1 320x6 512x4 2048x1] [--dtypes bfloat16]
+    python benchmarks/learner_step.py [--model FOLDER] [--steps 3] [--rows 384x1 384x6/alone] [--dtypes bfloat16]
 
-`320x6`: rows of at most 320 tokens, 6 of them in one forward pass.
+`384x6`: rows of at most 384 tokens, 6 of them in one forward pass; `/alone`: no shared prompts.
 
 One ZeRO-3 rank in a process of its own per setting, with the environment that the learner's actor has.
 """
@@ -49,9 +49,10 @@ def measure(model: str, dtype: str, rows: str, steps: int) -> dict[str, float | 
     from uniapl.config import load_config
     from uniapl.policy import load_policy
 
-    row_tokens, micro = rows.split("x")
+    shape, _, alone = rows.partition("/")
+    row_tokens, micro = shape.split("x")
     overrides = [f"model.path={model}", f"learner.dtype={dtype}", f"learner.row_tokens={row_tokens}"]
-    overrides.append(f"learner.micro_batch_rows={micro}")
+    overrides += [f"learner.micro_batch_rows={micro}", f"learner.share_prompts={'false' if alone else 'true'}"]
     config = load_config("configs/local.yaml", overrides)
     device = local_device(0)
     set_threads(0, 1)
@@ -79,7 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--steps", type=int, default=3)
-    parser.add_argument("--rows", nargs="+", default=["320x1", "320x6", "512x4", "1024x2", "2048x1"])
+    parser.add_argument("--rows", nargs="+", default=["384x1", "384x6", "384x6/alone", "1024x2", "2048x1"])
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from uniapl.config import Config, LearnerConfig
 from uniapl.objective.objective import rows_loss
-from uniapl.objective.rows import TERMS, count_tokens, make_rows
+from uniapl.objective.rows import TERMS, Block, block_tokens, count_tokens, make_rows, share_prompts
 from uniapl.objective.sequences import TrainingSequence, training_sequences
 from uniapl.packing import pack_balanced
 from uniapl.records import MixedBatch
@@ -55,14 +55,15 @@ def train_step(engine: Any, batch: MixedBatch, config: Config, learning_rate: fl
     return _metrics(totals, config, learning_rate, float(norm), time.monotonic() - began)
 
 
-MicroBatch = list[list[TrainingSequence]]
+MicroBatch = list[list[Block]]
 """The packed rows of one forward and backward pass."""
 
 
 def plan_micro_batches(sequences: list[TrainingSequence], config: LearnerConfig, device: str) -> list[MicroBatch]:
     """Packed rows in micro-batches, as many on every rank: gathering a ZeRO-3 layer needs them all. At least one."""
-    plan = pack_balanced([len(s) for s in sequences], config.row_tokens)
-    rows = sorted(([sequences[i] for i in row] for row in plan), key=lambda row: -sum(len(s) for s in row))
+    blocks = share_prompts(sequences, config.row_tokens, config.share_prompts)
+    plan = pack_balanced([block_tokens(block) for block in blocks], config.row_tokens)
+    rows = sorted(([blocks[i] for i in row] for row in plan), key=lambda row: -sum(map(block_tokens, row)))
     size = config.micro_batch_rows
     batches = [rows[i : i + size] for i in range(0, len(rows), size)]
     number = torch.tensor([max(1, len(batches))], device=device)
@@ -81,7 +82,11 @@ def _run_micro_batches(
         result = rows_loss(engine(rows), rows, counts, config.objective)
         # ZeRO averages gradients over ranks; the counts already span all of them.
         engine.backward(result.loss * ranks, scale_wrt_gas=False)
-        more = {"loss/total": result.loss.item(), "tokens/rows": float(rows.input_ids.numel())}
+        more = {
+            "loss/total": result.loss.item(),
+            "tokens/rows": float(rows.input_ids.numel()),
+            "tokens/computed": float(sum(block_tokens(block) for row in micro_batch for block in row)),
+        }
         for key, value in (result.sums | more).items():
             sums[key] = sums.get(key, 0.0) + value
     return sums
@@ -100,6 +105,7 @@ _REDUCED = (
     "tokens/demonstration",
     "tokens/trained",
     "tokens/rows",
+    "tokens/computed",
     "sum/ratio",
     "sum/correction",
     "sum/clipped",
@@ -127,8 +133,8 @@ def _metrics(t: dict[str, float], config: Config, rate: float, norm: float, seco
     found = {"loss/total": t["loss/total"], "learner/learning_rate": rate, "learner/grad_norm": norm}
     found |= {f"loss/{term}": t[f"loss/{term}"] for term in active}
     found |= {f"share/{term}": size / whole for term, size in sizes.items()}
-    found["tokens/trained"] = t["tokens/trained"]
-    found["learner/packing_efficiency"] = t["tokens/trained"] / t["tokens/rows"]
+    found |= {"tokens/trained": t["tokens/trained"], "tokens/computed": t["tokens/computed"]}
+    found["learner/packing_efficiency"] = t["tokens/computed"] / t["tokens/rows"]
     found["tokens/trained_per_s"] = t["tokens/trained"] / seconds
     if t["tokens/sampled"]:
         n = t["tokens/sampled"]

@@ -74,7 +74,7 @@ class LearnerRank:
         wanted = [s for s in sequences if s.response_ids]
         for micro_batch in plan_micro_batches(wanted, self._config.learner, device):
             values = self._engine(make_rows(micro_batch).to(device)).tolist()
-            for sequence in (s for row in micro_batch for s in row):
+            for sequence in (s for row in micro_batch for block in row for s in block):
                 length = len(sequence.response_ids)
                 found[order[id(sequence)]], values = values[:length], values[length:]
         return found

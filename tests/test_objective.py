@@ -35,7 +35,7 @@ def objective(preference: float = 1.0, demonstration: float = 0.0, adversarial: 
 
 
 def loss_and_gradient(sequences: list[TrainingSequence], config: ObjectiveConfig) -> tuple[float, torch.Tensor]:
-    row = make_rows([sequences])
+    row = make_rows([[[s] for s in sequences]])
     generator = torch.Generator().manual_seed(0)
     logprobs = (-torch.rand(len(row.targets), generator=generator)).requires_grad_()
     result = rows_loss(logprobs, row, count_tokens(sequences), config)
@@ -103,7 +103,7 @@ class TestUnifiedLoss:
         sequences = [sampled(1.0, 3, adversarial=-1.0), sampled(None, 4, adversarial=2.0), demonstrated(2)]
         assert count_tokens(sequences).tolist() == [2, 3, 7]
         _, gradient = loss_and_gradient(sequences, objective(0.5, 0.25, 0.1))
-        row = make_rows([sequences])
+        row = make_rows([[[s] for s in sequences]])
         kappa = torch.exp(-torch.rand(len(row.targets), generator=torch.Generator().manual_seed(0)) + 1.0).clamp(max=2)
         expected = torch.cat(
             [
@@ -132,7 +132,7 @@ class TestUnifiedLoss:
         assert gradient.tolist() == [-1.0]
 
     def test_the_same_policy_as_the_engine_needs_no_correction(self) -> None:
-        row = make_rows([[sampled(1.0), sampled(-1.0)]])
+        row = make_rows([[[sampled(1.0)], [sampled(-1.0)]]])
         result = rows_loss(row.behaviour.clone().requires_grad_(), row, torch.tensor([0, 6, 0]), objective())
         n = result.sums["tokens/sampled"]
         assert (result.sums["sum/correction"] / n, result.sums["sum/ratio"] / n, result.sums["sum/kl"]) == (1.0, 1.0, 0)
@@ -181,7 +181,7 @@ class TestSequences:
         assert count_tokens(found).tolist() == [0, 4, 0]
 
     def test_a_row_points_every_target_at_the_token_before_it(self) -> None:
-        row = make_rows([[sampled(1.0, 3), demonstrated(2)]])
+        row = make_rows([[[sampled(1.0, 3)], [demonstrated(2)]]])
         assert row.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5]]
         assert row.position_ids.tolist() == [[0, 1, 2, 3, 4, 0, 1, 2, 3, 4]]
         assert row.index.tolist() == [1, 2, 3, 7, 8]

@@ -10,7 +10,7 @@ from helpers_tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
 from uniapl.objective.logprobs import token_logprobs
-from uniapl.objective.rows import make_rows
+from uniapl.objective.rows import block_tokens, make_rows, share_prompts
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.policy import load_policy
 
@@ -33,7 +33,7 @@ def alone(model: torch.nn.Module, s: TrainingSequence) -> torch.Tensor:
 @pytest.mark.parametrize("cuts", [[4], [1, 3], [2, 1, 1]], ids=["one row", "two rows", "three rows"])
 def test_packed_and_padded_logprobs_equal_each_sequence_alone(tied: bool, cuts: list[int], tmp_path: Path) -> None:
     left = iter(sequences())
-    rows = [[next(left) for _ in range(cut)] for cut in cuts]
+    rows = [[[next(left)] for _ in range(cut)] for cut in cuts]
     folder = tiny_model(tmp_path, seed=1, tied=tied)
     policy = load_policy(str(folder))
     plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
@@ -43,19 +43,57 @@ def test_packed_and_padded_logprobs_equal_each_sequence_alone(tied: bool, cuts: 
     assert (packed - expected).abs().max() <= 1e-5
 
 
+def group_and_more() -> list[TrainingSequence]:
+    """Four samples of one prompt, two of another, one alone; each with temperature and signals of its own."""
+    found = []
+    for g, (prompt, lengths) in enumerate([(6, [3, 1, 7, 4]), (3, [2, 5]), (8, [6])]):
+        for i, n in enumerate(lengths):
+            ids = list(range(60 + 20 * g + i, 60 + 20 * g + i + n))
+            found.append(TrainingSequence(f"{g}/{i}", list(range(5 + g, 5 + g + prompt)), ids, 0.7 + 0.1 * i))
+    return found
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("row_tokens", [64, 14])
+def test_a_shared_prompt_changes_neither_logprobs_nor_gradients(
+    tiny: Path, row_tokens: int, checkpointing: bool
+) -> None:
+    found = []
+    for share in (False, True):
+        policy = load_policy(str(tiny), activation_checkpointing=checkpointing)
+        blocks = share_prompts(group_and_more(), row_tokens, share)
+        rows = make_rows([blocks[:2], blocks[2:]])
+        logprobs = policy(rows)
+        (logprobs * torch.arange(1, len(logprobs) + 1)).sum().backward()
+        gradients = torch.cat([p.grad.flatten() for p in policy.parameters()])
+        found.append((rows.input_ids.numel(), logprobs.detach(), gradients))
+    (_, plain, plain_gradients), (_, shared, shared_gradients) = found
+    assert (shared - plain).abs().max() <= 1e-5
+    assert (shared_gradients - plain_gradients).norm() <= 1e-5 * plain_gradients.norm()
+
+
+def test_blocks_hold_neighbours_of_one_prompt_within_the_row() -> None:
+    sequences = group_and_more()
+    assert [len(b) for b in share_prompts(sequences, 64, True)] == [4, 2, 1]
+    assert [len(b) for b in share_prompts(sequences, 14, True)] == [2, 1, 1, 2, 1]
+    assert [len(b) for b in share_prompts(sequences, 64, False)] == [1] * 7
+    assert [s for block in share_prompts(sequences, 14, True) for s in block] == sequences
+    assert all(block_tokens(b) <= 14 for b in share_prompts(sequences, 14, True))
+
+
 def test_activation_checkpointing_changes_no_gradient(tiny: Path) -> None:
     found = []
     for checkpointing in (False, True):
         policy = load_policy(str(tiny), activation_checkpointing=checkpointing)
-        policy(make_rows([sequences()])).sum().backward()
+        policy(make_rows([[[s] for s in sequences()]])).sum().backward()
         found.append(torch.cat([p.grad.flatten() for p in policy.parameters()]))
     assert torch.allclose(found[0], found[1], rtol=1e-6, atol=1e-8)
 
 
 def test_bfloat16_arithmetic_is_near_and_differentiable(tiny: Path) -> None:
-    exact = load_policy(str(tiny))(make_rows([sequences()]))
+    exact = load_policy(str(tiny))(make_rows([[[s] for s in sequences()]]))
     policy = load_policy(str(tiny)).bfloat16()
-    near = policy(make_rows([sequences()]))
+    near = policy(make_rows([[[s] for s in sequences()]]))
     near.sum().backward()
     assert near.dtype == torch.float32
     assert 0 < (near - exact).abs().max() < 0.5

@@ -171,6 +171,7 @@ class LearnerConfig(Section):
     ranks: Positive = 1
     dtype: Dtype = Field("bfloat16", description="of weights and arithmetic; masters and optimizer stay float32")
     row_tokens: Positive = Field(2048, description="token budget of one packed row")
+    share_prompts: bool = Field(True, description="compute the prompt of a group once for all its samples")
     micro_batch_rows: Positive = Field(1, description="packed rows of one forward pass")
     learning_rate: Annotated[float, Field(gt=0)] = 1e-5
     min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1

@@ -23,7 +23,10 @@ class Policy(nn.Module):
     def forward(self, rows: Rows) -> Tensor:
         """Log-probabilities of the rows' targets, [N], float32."""
         hidden = self.model.base_model(
-            input_ids=rows.input_ids, position_ids=rows.position_ids, attention_mask=None, use_cache=False
+            input_ids=rows.input_ids,
+            position_ids=rows.position_ids,
+            attention_mask=rows.attention_mask,
+            use_cache=False,
         ).last_hidden_state
         head = self.model.get_output_embeddings()
         return head(hidden.flatten(0, 1)[rows.index], rows.targets, rows.temperature).float()

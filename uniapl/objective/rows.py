@@ -1,4 +1,8 @@
-"""Packed rows: sequences laid end to end, with the loss signals of every target token."""
+"""Packed rows: sequences laid end to end, with the loss signals of every target token.
+
+Sequences with the same prompt may stand as one block: the prompt once, then every response, each seeing
+the prompt and itself. The prompt of a group is then computed once instead of once per sample.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +16,19 @@ from uniapl.objective.sequences import TrainingSequence
 TERMS = ("demonstration", "preference", "adversarial")
 
 
+Block = list[TrainingSequence]
+"""Sequences that share one copy of their prompt; usually of one."""
+
+
 @dataclass(frozen=True)
 class Rows:
-    """B packed rows of T tokens, the shorter ones padded. N: response tokens, the only ones with a loss.
-
-    `position_ids` restart at every sequence: the model builds a block-diagonal mask from them. Every
-    padding token is a sequence of its own, so that nothing attends to it.
-    """
+    """B packed rows of T tokens, the shorter ones padded. N: response tokens, the only ones with a loss."""
 
     input_ids: Tensor  # [B, T]
-    position_ids: Tensor  # [B, T]
+    position_ids: Tensor  # [B, T]; restart at every block, go on after the prompt for each of its responses
+    attention_mask: Tensor | None
+    """[B, 1, T, T], true where the query (second last) sees the key (last). None where no prompt is shared:
+    the model then builds the block-diagonal mask from `position_ids` by itself."""
     index: Tensor  # [N] where in the B * T tokens the hidden state stands that predicts the target
     targets: Tensor  # [N]
     temperature: Tensor  # [N]
@@ -33,35 +40,81 @@ class Rows:
     adversarial_advantage: Tensor  # [N]
 
     def to(self, device: torch.device | str) -> Rows:
-        return Rows(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        moved = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Rows(**{name: value if value is None else value.to(device) for name, value in moved.items()})
 
 
-def make_rows(rows: list[list[TrainingSequence]]) -> Rows:
-    """Lay the sequences of every row end to end. Without any there is one token that carries no loss.
+def share_prompts(sequences: list[TrainingSequence], row_tokens: int, share: bool) -> list[Block]:
+    """Neighbouring sequences of the same prompt as blocks of at most `row_tokens`; order is kept.
+
+    Args:
+        share: without it every sequence is a block of its own.
+    """
+    blocks: list[Block] = []
+    for s in sequences:
+        last = blocks[-1] if blocks else []
+        fits = last and last[0].prompt_ids == s.prompt_ids and block_tokens(last) + len(s.response_ids) <= row_tokens
+        if share and fits:
+            last.append(s)
+        else:
+            blocks.append([s])
+    return blocks
+
+
+def block_tokens(block: Block) -> int:
+    """What a block takes of a row."""
+    return len(block[0].prompt_ids) + sum(len(s.response_ids) for s in block)
+
+
+def make_rows(rows: list[list[Block]]) -> Rows:
+    """Lay the blocks of every row end to end. Without any there is one token that carries no loss.
 
     Targets, and so the log-probabilities of a forward pass, stand in the order of the sequences.
     """
-    width = max([sum(len(s) for s in row) for row in rows], default=0)
+    width = max([sum(map(block_tokens, row)) for row in rows], default=0)
     if width == 0:
         return _no_rows()
     ids = torch.zeros(len(rows), width, dtype=torch.long)
-    positions = torch.zeros_like(ids)
+    positions, segments = torch.zeros_like(ids), torch.zeros_like(ids)
+    owner = -torch.ones_like(ids)
     index: list[int] = []
     targets: list[int] = []
     columns: dict[str, list[float]] = {name: [] for name in _SIGNALS}
     for b, row in enumerate(rows):
         at = 0
-        for s in row:
-            ids[b, at : at + len(s)] = torch.tensor([*s.prompt_ids, *s.response_ids])
-            positions[b, at : at + len(s)] = torch.arange(len(s))
-            first = b * width + at + len(s.prompt_ids) - 1
-            index += range(first, first + len(s.response_ids))
-            targets += s.response_ids
-            for name, value in _signals(s).items():
-                columns[name] += value if isinstance(value, list) else [value] * len(s.response_ids)
-            at += len(s)
+        for number, block in enumerate(row):
+            prompt, size = len(block[0].prompt_ids), block_tokens(block)
+            owner[b, at : at + size] = number
+            ids[b, at : at + prompt] = torch.tensor(block[0].prompt_ids)
+            positions[b, at : at + prompt] = torch.arange(prompt)
+            last, start = b * width + at + prompt - 1, at + prompt
+            for segment, s in enumerate(block, start=1):
+                n = len(s.response_ids)
+                here = slice(start, start + n)
+                ids[b, here] = torch.tensor(s.response_ids)
+                positions[b, here] = torch.arange(prompt, prompt + n)
+                segments[b, here] = segment
+                index += [last, *range(b * width + start, b * width + start + n - 1)]
+                targets += s.response_ids
+                for name, value in _signals(s).items():
+                    columns[name] += value if isinstance(value, list) else [value] * n
+                start += n
+            at += size
+    shared = any(len(block) > 1 for row in rows for block in row)
+    mask = _visible(owner, segments) if shared else None
     signals = {name: torch.tensor(column, dtype=torch.float32) for name, column in columns.items()}
-    return Rows(ids, positions, torch.tensor(index), torch.tensor(targets), **signals)
+    return Rows(ids, positions, mask, torch.tensor(index), torch.tensor(targets), **signals)
+
+
+def _visible(owner: Tensor, segments: Tensor) -> Tensor:
+    """A token sees earlier tokens of its block that are of the prompt (segment 0) or of its own response.
+
+    Padding (owner -1) sees padding alone, and every token itself, so that no row of the mask is empty.
+    """
+    same_block = owner[:, :, None] == owner[:, None, :]
+    same_or_prompt = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
+    causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
+    return (same_block & same_or_prompt & causal)[:, None]
 
 
 _SIGNALS = (
@@ -91,7 +144,7 @@ def _no_rows() -> Rows:
     none = torch.zeros(0)
     zero = torch.zeros(1, 1, dtype=torch.long)
     where = torch.zeros(0, dtype=torch.long)
-    return Rows(zero, zero.clone(), where, where.clone(), none + 1, *[none] * (len(_SIGNALS) - 1))
+    return Rows(zero, zero.clone(), None, where, where.clone(), none + 1, *[none] * (len(_SIGNALS) - 1))
 
 
 def count_tokens(sequences: list[TrainingSequence]) -> Tensor:
