@@ -1,29 +1,25 @@
-"""The learner's side of a weight broadcast, through vLLM's weight-transfer API: gloo on CPU, nccl on GPU.
+"""The learner's side of a weight broadcast: gloo on CPU, vLLM's own nccl sender on GPU, behind one class.
 
-Every rank runs `send_weights()`, because gathering a ZeRO-3 layer is a collective; rank 0 alone
-talks to the engines.
+The engines' side is vLLM's weight-transfer API in both cases; `EngineClient` drives it. Every rank runs
+`send_weights()`, because gathering a ZeRO-3 layer is a collective; rank 0 alone talks to the engines.
+
+On CPU nothing of vLLM is imported here: it would take a rank 13 s of processor time at every start.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, Protocol
 
 import deepspeed
 import torch
 import torch.distributed as dist
 import xxhash
 from torch import Tensor, nn
-from vllm.distributed.weight_transfer.base import (
-    ParamMeta,
-    TrainerInitInfo,
-    TrainerWeightTransferEngine,
-    WeightSource,
-    layerwise_groups,
-)
-from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
 
 from learner.device import Device
 from learner.engine_client import EngineClient
@@ -31,26 +27,41 @@ from uniapl.policy import PREFIX
 from uniapl.transfer import join_group, open_store, send_bucket
 
 
-class ZeroSource(WeightSource):
-    """A ZeRO-3 model's weights under their Hugging Face names, gathered one layer at a time."""
+@dataclass(frozen=True)
+class ParameterMeta:
+    """What vLLM's senders want to know of a parameter before it is gathered."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+
+class ZeroSource:
+    """A ZeRO-3 model's weights under their Hugging Face names, gathered one layer at a time.
+
+    Has the methods of vLLM's `WeightSource` that its nccl sender calls: `metadata` and iteration.
+    """
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         named = {name.removeprefix(PREFIX): p for name, p in module.named_parameters()}
-        self._layers = layerwise_groups(list(named))
+        self._layers = by_layer(list(named))
         self._named = named
         self._dtype = dtype
         self.vector_scale = 1.0
         """Sent vectors (norms) are multiplied by it: 1, but in the check of the weight round trip."""
 
-    def metadata(self) -> list[ParamMeta]:
+    def metadata(self) -> list[ParameterMeta]:
         return [
-            ParamMeta(name, self._dtype, tuple(self._named[name].ds_shape)) for layer in self._layers for name in layer
+            ParameterMeta(name, self._dtype, tuple(self._named[name].ds_shape))
+            for layer in self._layers
+            for name in layer
         ]
 
-    def groups(self) -> list[list[str]]:
+    def layers(self) -> list[list[str]]:
+        """Parameter names, layer by layer, in the order of sending."""
         return self._layers
 
-    def iter_groups(self) -> Iterator[tuple[list[str], list[Tensor]]]:
+    def gather_layers(self) -> Iterator[tuple[list[str], list[Tensor]]]:
         """Every layer, whole on every rank while it is held."""
         for layer in self._layers:
             parameters = [self._named[name] for name in layer]
@@ -64,78 +75,96 @@ class ZeroSource(WeightSource):
         return weight.to(self._dtype, copy=weight.is_cuda)
 
     def __iter__(self) -> Iterator[tuple[str, Tensor]]:
-        for names, tensors in self.iter_groups():
+        for names, tensors in self.gather_layers():
             yield from zip(names, tensors, strict=True)
 
 
-@dataclass
-class GlooTrainerInitInfo(TrainerInitInfo):
-    """Where rank 0 opens the group."""
+def by_layer(names: list[str]) -> list[list[str]]:
+    """Neighbouring names with the same first number (`model.layers.3.`) together; the others by themselves."""
+    layers: list[list[str]] = []
+    previous: str | None = None
+    for name in names:
+        found = re.match(r".*?\.\d+\.", name)
+        key = found.group() if found else None
+        if key is not None and key == previous:
+            layers[-1].append(name)
+        else:
+            layers.append([name])
+        previous = key
+    return layers
 
-    backend: ClassVar[str] = "gloo"
 
-    master_address: str
-    world_size: int
-    timeout_s: float
+class Sender(Protocol):
+    """What `WeightSender` needs of a backend; vLLM's trainer engines have it."""
+
+    def send_weights(self) -> None: ...
+
+    def shutdown(self) -> None: ...
 
 
-class GlooTrainerEngine(TrainerWeightTransferEngine[GlooTrainerInitInfo]):
-    """Broadcasts buckets over gloo while the engines receive; the peer of actors.weight_receiver."""
+class GlooSender:
+    """Broadcasts one bucket per layer over gloo while the engines receive; the peer of actors.weight_receiver.
 
-    init_info_cls = GlooTrainerInitInfo
-    group: dist.ProcessGroupGloo | None = None
-    digest: str = ""
-    sent_bytes: int = 0
+    Args:
+        source: of the weights.
+        client: of the engines.
+        rank: of this process; all but 0 only gather.
+        address: of this machine.
+        world_size: rank 0 and all engine workers.
+        timeout_s: for every operation.
+    """
 
-    @classmethod
-    def trainer_init(
-        cls, init_info: GlooTrainerInitInfo, *, client: Any, source: WeightSource | None = None
-    ) -> GlooTrainerEngine:
-        engine = cls(client=client, source=source, is_sender=init_info.is_sender)
-        if not engine.is_sender:
-            return engine
-        store = open_store(init_info.master_address, init_info.timeout_s)
-        worker = {
-            "master_address": init_info.master_address,
+    def __init__(
+        self, source: ZeroSource, client: EngineClient, rank: int, address: str, world_size: int, timeout_s: float
+    ) -> None:
+        self._source = source
+        self._client = client
+        self._group: dist.ProcessGroupGloo | None = None
+        self.digest = ""
+        self.sent_bytes = 0
+        if rank == 0:
+            self._join(address, world_size, timeout_s)
+
+    def _join(self, address: str, world_size: int, timeout_s: float) -> None:
+        store = open_store(address, timeout_s)
+        info = {
+            "master_address": address,
             "master_port": store.port,
             "rank_offset": 1,
-            "world_size": init_info.world_size,
-            "timeout_s": init_info.timeout_s,
+            "world_size": world_size,
+            "timeout_s": timeout_s,
         }
-        with _beside(lambda: client.init_weight_transfer_engine(worker)) as joined:
-            engine.group = join_group(store, 0, init_info.world_size, init_info.timeout_s)
+        with _beside(lambda: self._client.init_weight_transfer_engine(info)) as joined:
+            self._group = join_group(store, 0, world_size, timeout_s)
             joined.result()
-        return engine
 
     def send_weights(self) -> None:
-        source = self.source
-        assert isinstance(source, ZeroSource)  # noqa: S101 (set by trainer_init)
-        if not self.is_sender:
-            for _ in source.iter_groups():
+        """Run one update of all engines, from pausing them to their acknowledgement."""
+        if self._group is None:
+            for _ in self._source.gather_layers():
                 pass
             return
-        info = _update_info(source)
-        self.client.start_weight_update()
-        with _beside(lambda: self.client.update_weights(info)) as received:
-            self._broadcast(source)
+        info = _update_info(self._source)
+        self._client.start_weight_update()
+        with _beside(lambda: self._client.update_weights(info)) as received:
+            self._broadcast(self._group)
             received.result()
-        self.client.finish_weight_update()
+        self._client.finish_weight_update()
 
-    def _broadcast(self, source: ZeroSource) -> None:
-        assert self.group is not None  # noqa: S101 (set by trainer_init)
+    def _broadcast(self, group: dist.ProcessGroupGloo) -> None:
         digest, sent = xxhash.xxh3_64(), 0
-        for _, tensors in source.iter_groups():
-            sent += send_bucket(self.group, tensors, digest)
+        for _, tensors in self._source.gather_layers():
+            sent += send_bucket(group, tensors, digest)
         self.digest, self.sent_bytes = digest.hexdigest(), sent
 
     def shutdown(self) -> None:
-        self.group = None
+        self._group = None
 
 
 def _update_info(source: ZeroSource) -> dict[str, Any]:
     meta = source.metadata()
     bounds = [0]
-    for layer in source.groups():
+    for layer in source.layers():
         bounds.append(bounds[-1] + len(layer))
     return {
         "names": [m.name for m in meta],
@@ -145,21 +174,17 @@ def _update_info(source: ZeroSource) -> dict[str, Any]:
     }
 
 
-class _beside:  # noqa: N801 (reads as a function)
-    """Runs a call in a thread while the body runs; never waits for it after an error in the body.
+@contextmanager
+def _beside(call: Callable[[], None]) -> Iterator[Future[None]]:
+    """Runs `call` in a thread while the body runs; never waits for it after an error in the body.
 
     If the body fails, the engines are still inside the collective: joining them would hang for ever.
     """
-
-    def __init__(self, call: Any) -> None:
-        self._pool = ThreadPoolExecutor(max_workers=1)
-        self._call = call
-
-    def __enter__(self) -> Any:
-        return self._pool.submit(self._call)
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown(wait=False)
+    pool = ThreadPoolExecutor(max_workers=1)
+    try:
+        yield pool.submit(call)
+    finally:
+        pool.shutdown(wait=False)
 
 
 class WeightSender:
@@ -170,7 +195,7 @@ class WeightSender:
         self._device = device
         self._rank = rank
         self._timeout_s = timeout_s
-        self._engine: Any = None
+        self._engine: Sender | None = None
         self._client: EngineClient | None = None
 
     def connect(self, handles: list[Any], engine_ranks: int, address: str) -> None:
@@ -183,17 +208,19 @@ class WeightSender:
             self._engine.shutdown()
         self._client = EngineClient(handles, engine_ranks, self._timeout_s)
         world_size = 1 + len(handles) * engine_ranks
-        self._engine = WeightTransferTrainerFactory.trainer_init(
-            self._init_info(address, world_size), client=self._client, source=self._source
-        )
+        open_sender = self._gloo if self._device.backend == "gloo" else self._nccl
+        self._engine = open_sender(self._client, address, world_size)
 
-    def _init_info(self, address: str, world_size: int) -> TrainerInitInfo:
-        if self._device.backend == "gloo":
-            return GlooTrainerInitInfo(address, world_size, self._timeout_s, rank=self._rank)
+    def _gloo(self, client: EngineClient, address: str, world_size: int) -> Sender:
+        return GlooSender(self._source, client, self._rank, address, world_size, self._timeout_s)
+
+    def _nccl(self, client: EngineClient, address: str, world_size: int) -> Sender:
+        from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
         from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
         from vllm.utils.network_utils import get_open_port
 
-        return NCCLTrainerInitInfo(address, get_open_port(), world_size, rank=self._rank)
+        info = NCCLTrainerInitInfo(address, get_open_port(), world_size, rank=self._rank)
+        return WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
 
     def send(self, version: int, vector_scale: float = 1.0) -> dict[str, float]:
         """Broadcast the present weights as `version` and wait until every engine has acknowledged them.
@@ -208,7 +235,7 @@ class WeightSender:
         Raises:
             TransferError: an engine missed the deadline, or acknowledged other weights.
         """
-        if self._client is None:
+        if self._client is None or self._engine is None:
             raise RuntimeError("connect() first")
         self._client.version = version
         self._source.vector_scale = vector_scale
@@ -216,12 +243,3 @@ class WeightSender:
         if self._rank == 0:
             self._client.check(version, getattr(self._engine, "digest", ""))
         return {"broadcast/bytes": float(getattr(self._engine, "sent_bytes", 0))}
-
-
-def register() -> None:
-    """Make the gloo sender known to vLLM in this process, once."""
-    if "gloo" not in WeightTransferTrainerFactory._registry:
-        WeightTransferTrainerFactory.register_engine("gloo", __name__, "GlooTrainerEngine")
-
-
-register()
