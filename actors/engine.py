@@ -8,6 +8,9 @@ from typing import Any
 
 from uniapl.config import Config
 
+CPU_BATCHED_TOKENS = 8192
+"""Tokens of one engine step on a CPU, prompts included."""
+
 
 def environment(config: Config, gpu: bool) -> dict[str, str]:
     """Variables that must stand in a rollout actor's environment before its process starts."""
@@ -62,6 +65,12 @@ def _cpu_args(config: Config) -> dict[str, Any]:
     from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
     side: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
+    # vLLM 0.32 ends the engine when a request with a seed has its prompt prefilled in pieces on a CPU
+    # ("CPU Generator does not use offset"): prefill whole prompts.
+    side |= {
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.rollout.max_model_len),
+    }
     if config.rollout.tensor_parallel == 1:
         side["distributed_executor_backend"] = UniProcExecutor
     return side
