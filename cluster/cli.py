@@ -19,10 +19,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _parser().parse_args(argv)
     from uniapl.config_errors import ConfigError
     from uniapl.data.errors import DataError
+    from uniapl.runlog import RunError
 
     try:
         return int(arguments.run(arguments) or 0)
-    except (ConfigError, DataError) as error:
+    except (ConfigError, DataError, RunError) as error:
         print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cluster.self_check import SelfCheckError, check_weight_round_trip
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration
+from uniapl.transfer import TransferError
 
 
 def config_for(model: Path, **rollout: Any) -> Config:
@@ -75,3 +79,79 @@ def test_after_a_broadcast_every_engine_has_the_learners_weights_and_version(ray
         after = greedy(ray_session, engine)
         assert disagreement(learner, after) <= 1e-4
         assert {span.version for sample in after for span in sample.versions} == {3}
+
+
+@dataclass
+class Pieces:
+    """What the self-check uses of a running system: the real learner and engines.
+
+    `publish` and the learner's `broadcast` may be left out, as a broken transfer would: no real fault
+    leaves the transfer's acknowledgements right and its weights wrong.
+    """
+
+    config: Config
+    learner: Any
+    engines: list[Any]
+    publishes: bool = True
+
+    def publish(self, version: int) -> None:
+        if self.publishes:
+            self.learner.broadcast(version)
+
+
+@dataclass
+class SilentLearner:
+    """The real learner, but what it broadcasts never arrives."""
+
+    learner: Any
+
+    def broadcast(self, version: int, vector_scale: float = 1.0) -> None:
+        return
+
+    def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
+        return self.learner.logprobs(sequences)
+
+
+class TestSelfCheck:
+    def test_passes_and_leaves_the_true_weights(self, ray_session: Any, system: Any, tiny: Path) -> None:
+        learner, engines = system
+        assert "agree" in check_weight_round_trip(Pieces(config_for(tiny), learner, engines), 7)
+        assert disagreement(learner, greedy(ray_session, engines[0])) <= 1e-4
+
+    def test_stops_when_new_weights_never_arrive(self, system: Any, tiny: Path) -> None:
+        learner, engines = system
+        with pytest.raises(SelfCheckError, match="rollout-0: other weights were sent and its output did not change"):
+            check_weight_round_trip(Pieces(config_for(tiny), SilentLearner(learner), engines), 8)
+
+    def test_stops_when_engine_and_learner_hold_different_weights(self, system: Any, tiny: Path) -> None:
+        learner, engines = system
+        with pytest.raises(SelfCheckError, match=r"rollout-0: KL between engine and learner is .*; allowed: <= 1e-05"):
+            check_weight_round_trip(Pieces(config_for(tiny), learner, engines, publishes=False), 9)
+
+
+def test_an_engine_that_does_not_answer_is_named_within_the_deadline(ray_session: Any) -> None:
+    @ray_session.remote
+    class Hangs:
+        async def start_weight_update(self) -> None:
+            import asyncio
+
+            await asyncio.sleep(60)
+
+    from learner.engine_client import EngineClient
+
+    actor = Hangs.remote()
+    began = time.monotonic()
+    with pytest.raises(TransferError, match=r"rollout actor 0 did not pause for new weights within 1 s"):
+        EngineClient([actor], 1, 1.0).start_weight_update()
+    assert time.monotonic() - began < 30
+    ray_session.kill(actor)
+
+
+def test_an_acknowledgement_of_other_bytes_is_refused() -> None:
+    from learner.engine_client import EngineClient
+
+    client = EngineClient([], 1, 1.0)
+    client._acknowledged = [(3, "aa")]
+    client.check(3, "aa")
+    with pytest.raises(TransferError, match="acknowledged version 3 with checksum aa; sent was version 3 with bb"):
+        client.check(3, "bb")

@@ -74,36 +74,53 @@ def make_rows(rows: list[list[Block]]) -> Rows:
     width = max([sum(map(block_tokens, row)) for row in rows], default=0)
     if width == 0:
         return _no_rows()
-    ids = torch.zeros(len(rows), width, dtype=torch.long)
-    positions, segments = torch.zeros_like(ids), torch.zeros_like(ids)
-    owner = -torch.ones_like(ids)
-    index: list[int] = []
-    targets: list[int] = []
-    columns: dict[str, list[float]] = {name: [] for name in _SIGNALS}
+    layout = _Layout(len(rows), width)
     for b, row in enumerate(rows):
         at = 0
         for number, block in enumerate(row):
-            prompt, size = len(block[0].prompt_ids), block_tokens(block)
-            owner[b, at : at + size] = number
-            ids[b, at : at + prompt] = torch.tensor(block[0].prompt_ids)
-            positions[b, at : at + prompt] = torch.arange(prompt)
-            last, start = b * width + at + prompt - 1, at + prompt
-            for segment, s in enumerate(block, start=1):
-                n = len(s.response_ids)
-                here = slice(start, start + n)
-                ids[b, here] = torch.tensor(s.response_ids)
-                positions[b, here] = torch.arange(prompt, prompt + n)
-                segments[b, here] = segment
-                index += [last, *range(b * width + start, b * width + start + n - 1)]
-                targets += s.response_ids
-                for name, value in _signals(s).items():
-                    columns[name] += value if isinstance(value, list) else [value] * n
-                start += n
-            at += size
-    shared = any(len(block) > 1 for row in rows for block in row)
-    mask = _visible(owner, segments) if shared else None
-    signals = {name: torch.tensor(column, dtype=torch.float32) for name, column in columns.items()}
-    return Rows(ids, positions, mask, torch.tensor(index), torch.tensor(targets), **signals)
+            layout.place(block, number, b, at)
+            at += block_tokens(block)
+    return layout.finish(shared=any(len(block) > 1 for row in rows for block in row))
+
+
+class _Layout:
+    """Rows while they are being filled; see `Rows`."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.width = width
+        self.ids = torch.zeros(rows, width, dtype=torch.long)
+        self.positions = torch.zeros_like(self.ids)
+        self.owner = -torch.ones_like(self.ids)  # number of the block in its row; -1: padding
+        self.segments = torch.zeros_like(self.ids)  # 0: the prompt; 1, 2, ...: its responses
+        self.index: list[int] = []
+        self.targets: list[int] = []
+        self.columns: dict[str, list[float]] = {name: [] for name in _SIGNALS}
+
+    def place(self, block: Block, number: int, b: int, at: int) -> None:
+        """Put `block`, the row's `number`-th, into row `b` from token `at` on."""
+        prompt = len(block[0].prompt_ids)
+        self.owner[b, at : at + block_tokens(block)] = number
+        self.ids[b, at : at + prompt] = torch.tensor(block[0].prompt_ids)
+        self.positions[b, at : at + prompt] = torch.arange(prompt)
+        last_of_prompt, start = b * self.width + at + prompt - 1, at + prompt
+        for segment, s in enumerate(block, start=1):
+            n = len(s.response_ids)
+            here = slice(start, start + n)
+            self.ids[b, here] = torch.tensor(s.response_ids)
+            self.positions[b, here] = torch.arange(prompt, prompt + n)
+            self.segments[b, here] = segment
+            first = b * self.width + start
+            self.index += [last_of_prompt, *range(first, first + n - 1)]
+            self.targets += s.response_ids
+            for name, value in _signals(s).items():
+                self.columns[name] += value if isinstance(value, list) else [value] * n
+            start += n
+
+    def finish(self, shared: bool) -> Rows:
+        mask = _visible(self.owner, self.segments) if shared else None
+        signals = {name: torch.tensor(column, dtype=torch.float32) for name, column in self.columns.items()}
+        index, targets = torch.tensor(self.index), torch.tensor(self.targets)
+        return Rows(self.ids, self.positions, mask, index, targets, **signals)
 
 
 def _visible(owner: Tensor, segments: Tensor) -> Tensor:
