@@ -74,8 +74,11 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _report(arguments: argparse.Namespace) -> None:
+    from uniapl.config_errors import ConfigError
     from uniapl.report import write_report
 
+    if not (arguments.folder / "config.yaml").is_file():
+        raise ConfigError(f"{arguments.folder}: holds no config.yaml; allowed: the folder of a run, such as runs/local")
     print(f"report: {write_report(arguments.folder)}")
 
 
