@@ -199,3 +199,16 @@ def test_sft_is_a_file_of_values_and_starts_no_engine(folder: Path, tiny: Path) 
     metrics = read_metrics(folder / "sft" / "runs" / "sft")
     assert metrics[-1]["expert/nll"] < metrics[0]["expert/nll"]
     assert not any(key.startswith(("reward/", "loss/preference")) for m in metrics for key in m)
+
+
+def test_grpo_is_a_file_of_values_and_reads_no_demonstration(folder: Path, tiny: Path) -> None:
+    config = toy_config(
+        folder / "grpo", tiny, run={"name": "grpo", "steps": 3, "checkpoint_every": 0}, evaluation={"prompts": 0}
+    )
+    train(config, "-m", str(ROOT / "configs" / "methods" / "grpo.yaml"))
+    place = folder / "grpo" / "runs" / "grpo"
+    metrics = read_metrics(place)
+    assert all(m["share/preference"] == 1.0 for m in metrics)
+    assert not any("demonstration" in key or key == "expert/nll" for m in metrics for key in m)
+    rows = [row for p in (place / "batches").iterdir() for row in pa.ipc.open_file(p).read_all().to_pylist()]
+    assert {row["kind"] for row in rows} == {"sample"}
