@@ -20,17 +20,20 @@ def evaluate(system: System, prompts: list[Prompt], step: int) -> Evaluation:
     e = system.config.evaluation
     groups = system.evaluate(prompts, e.samples, e.temperature)
     encoder = ChatEncoder.from_folder(system.config.model.path)
-    experts = [(p, encoder.response_ids(p.expert_response)) for p in prompts if p.expert_response is not None]
-    samples = [(group, sample) for group in groups for sample in group.samples]
-    sequences = [_sequence(group.prompt, sample.token_ids) for group, sample in samples]
-    sequences += [_sequence(prompt, ids) for prompt, ids in experts]
-    logprobs = system.learner.logprobs(sequences)
-    return Evaluation(
-        step=step,
-        samples=[_evaluated(g, s, row) for (g, s), row in zip(samples, logprobs, strict=False)],
-        expert_lengths=[len(ids) for _, ids in experts],
-        expert_token_logprobs=[value for row in logprobs[len(samples) :] for value in row],
-    )
+    sequences: list[TrainingSequence] = []
+    for group in groups:  # samples and expert of one prompt side by side: the learner computes the prompt once
+        sequences += [_sequence(group.prompt, sample.token_ids) for sample in group.samples]
+        if group.prompt.expert_response is not None:
+            sequences.append(_sequence(group.prompt, encoder.response_ids(group.prompt.expert_response)))
+    rows = iter(zip(sequences, system.learner.logprobs(sequences), strict=True))
+    found = Evaluation(step=step, samples=[], expert_lengths=[], expert_token_logprobs=[])
+    for group in groups:
+        found.samples.extend(_evaluated(group, sample, next(rows)[1]) for sample in group.samples)
+        if group.prompt.expert_response is not None:
+            expert, logprobs = next(rows)
+            found.expert_lengths.append(len(expert.response_ids))
+            found.expert_token_logprobs.extend(logprobs)
+    return found
 
 
 def _sequence(prompt: Prompt, response_ids: list[int]) -> TrainingSequence:
