@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import ray
+import torch
 
 from cluster.system import System
 from uniapl.objective.sequences import TrainingSequence
+from uniapl.objective.terms import k3
 from uniapl.records import Sample
 
 TOKENS = 16
@@ -70,11 +70,7 @@ def _prompt() -> list[int]:
 def divergence(system: System, samples: list[Sample]) -> float:
     """Mean k3 estimate per token of KL(engine || learner) on the engine's own samples."""
     sequences = [TrainingSequence(str(i), _prompt(), s.token_ids, 1.0) for i, s in enumerate(samples)]
-    values: list[float] = []
-    for sample, ours in zip(samples, system.learner.logprobs(sequences), strict=True):
-        values += [_k3(a, b) for a, b in zip(sample.logprobs, ours, strict=True)]
-    return sum(values) / max(1, len(values))
-
-
-def _k3(drawn: float, other: float) -> float:
-    return math.expm1(other - drawn) - (other - drawn)
+    ours = [value for row in system.learner.logprobs(sequences) for value in row]
+    drawn = torch.tensor([value for sample in samples for value in sample.logprobs], dtype=torch.float64)
+    other = torch.tensor(ours, dtype=torch.float64)
+    return k3(drawn, other, torch.ones_like(drawn)).mean().item()

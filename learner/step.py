@@ -121,12 +121,7 @@ def _reduce(sums: dict[str, float], device: str) -> dict[str, float]:
 
 
 def _metrics(t: dict[str, float], config: Config, rate: float, norm: float, seconds: float) -> dict[str, float]:
-    o = config.objective
-    weights = {
-        "demonstration": o.demonstration.weight,
-        "preference": o.preference.weight,
-        "adversarial": o.adversarial.weight,
-    }
+    weights = config.objective.weights
     active = [term for term in TERMS if weights[term] > 0]
     sizes = {term: abs(weights[term] * t[f"loss/{term}"]) for term in active}
     whole = sum(sizes.values()) or 1.0

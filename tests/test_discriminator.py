@@ -80,7 +80,7 @@ def test_several_groups_score_as_they_would_one_by_one(discriminator):
 
 def test_an_experts_embedding_is_computed_once_and_few_are_kept(discriminator, monkeypatch):
     embedded: list[str] = []
-    embed = discriminator.embed
+    embed = discriminator.embed  # a spy around the real encoder: how often it ran shows in no result
     monkeypatch.setattr(discriminator, "embed", lambda texts: embedded.extend(texts) or embed(texts))
     for expert in ["one", "one", "two", "three", "one"]:
         discriminator.scores(expert, ["a response"])

@@ -169,6 +169,7 @@ def test_a_verifier_that_cannot_judge_is_an_error_never_a_zero(reward, verifier,
 def without_nltk_data(monkeypatch, tmp_path):
     import nltk
 
+    # A machine may have the data: an empty search path makes it one that has not. No collaborator is replaced.
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
 
 

@@ -157,6 +157,15 @@ class ObjectiveConfig(Section):
     adversarial: AdversarialTerm = AdversarialTerm()
 
     @property
+    def weights(self) -> dict[str, float]:
+        """Weight of each term of the loss by its name."""
+        return {
+            "demonstration": self.demonstration.weight,
+            "preference": self.preference.weight,
+            "adversarial": self.adversarial.weight,
+        }
+
+    @property
     def uses_rollouts(self) -> bool:
         return self.preference.weight > 0 or self.adversarial.weight > 0
 

@@ -62,16 +62,11 @@ def rows_loss(logprobs: Tensor, rows: Rows, counts: Tensor, config: ObjectiveCon
         "preference": preference.loss.sum(),
         "adversarial": adversarial.loss.sum(),
     }
-    weights = {
-        "demonstration": config.demonstration.weight,
-        "preference": config.preference.weight,
-        "adversarial": config.adversarial.weight,
-    }
     loss = logprobs.sum() * 0.0
     sums = {}
     for count, name in zip(counts.tolist(), TERMS, strict=True):
-        if weights[name] > 0 and count > 0:
-            loss = loss + weights[name] * totals[name] / count
+        if config.weights[name] > 0 and count > 0:
+            loss = loss + config.weights[name] * totals[name] / count
             sums[f"loss/{name}"] = totals[name].item() / count
     sampled = torch.maximum(rows.preference, rows.adversarial)
     return RowsLoss(loss, sums | _statistics(proximal, rows, sampled, preference.correction, preference.clipped))
