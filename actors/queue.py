@@ -19,7 +19,8 @@ from typing import Any, TypeVar
 import ray
 
 from uniapl.config import Config
-from uniapl.mixing import BatchPlan, Committed, Lease, MixingQueue, ReadyGroup, Source
+from uniapl.leases import Lease
+from uniapl.mixing import BatchPlan, Committed, MixingQueue, ReadyGroup, Source
 from uniapl.records import Demonstration, Group, Prompt, Sample, Score, VersionSpan
 
 T = TypeVar("T")
@@ -85,13 +86,13 @@ class QueueActor:
             prompts, demonstrations = open_sources(config)
         queue, objective = config.queue, config.objective
         self._mixing = MixingQueue(
-            prompts,
-            demonstrations,
-            groups_per_step=queue.groups_per_step if objective.uses_rollouts else 0,
-            demonstrations_per_step=queue.demonstrations_per_step if objective.uses_demonstrations else 0,
+            prompts if objective.uses_rollouts else None,
+            demonstrations if objective.uses_demonstrations else None,
+            needs=lambda step: batch_needs(config, step),
             max_staleness=queue.max_staleness,
             lease_s=queue.lease_s,
             max_regenerations=queue.max_regenerations,
+            max_resamples=queue.max_resamples if queue.on_equal_rewards == "resample" else 0,
         )
         self._lock = asyncio.Lock()
         self._room = asyncio.Condition(self._lock)  # for those who wait for a lease
@@ -121,13 +122,14 @@ class QueueActor:
             oldest_version=group.oldest_version,
             tokens=group.tokens,
             unscored=group.unscored,
+            equal_rewards=has_equal_rewards(group),
             actor=group.actor,
             prompt_id=group.prompt.id,
             now=time.monotonic(),
         )
         await self._wake()
         if isinstance(result, Committed):
-            if result.outcome != "ready":
+            if group.unscored:
                 logger.warning("prompt %s: %s, unscored: %s", group.prompt.id, result.outcome, group.unscored[0])
             return True
         logger.warning("lease %d of %s refused: %s", lease_id, group.actor, result.reason)
@@ -231,6 +233,21 @@ class QueueActor:
             await asyncio.sleep(EXPIRY_CHECK_S)
             if self._mixing.expire(time.monotonic()):
                 await self._wake()
+
+
+def batch_needs(config: Config, step: int) -> tuple[int, int]:
+    """Groups and demonstrations of the batch for optimizer step `step`: none of what no term uses there."""
+    queue, objective = config.queue, config.objective
+    return (
+        queue.groups_per_step if objective.rollouts_at(step) else 0,
+        queue.demonstrations_per_step if objective.demonstrations_at(step) else 0,
+    )
+
+
+def has_equal_rewards(group: Group) -> bool:
+    """Whether every sample was scored and all rewards are the same: by reward none is preferred."""
+    rewards = {sample.score.reward if sample.score else None for sample in group.samples}
+    return len(rewards) == 1 and None not in rewards
 
 
 def _entry(group: ReadyGroup) -> GroupEntry:

@@ -29,19 +29,20 @@ def demonstration(name):
     return Demonstration(name, [1, 2], [3])
 
 
-def make_queue(groups=4, demonstrations=2, staleness=0, lease_s=10.0, regenerations=1):
+def make_queue(groups=4, demonstrations=2, staleness=0, lease_s=10.0, regenerations=1, resamples=0, needs=None):
+    """A queue whose batches all hold the same, or what `needs` says of each."""
     return MixingQueue(
         Counting(prompt) if groups else None,
         Counting(demonstration) if demonstrations else None,
-        groups_per_step=groups,
-        demonstrations_per_step=demonstrations,
+        needs=needs or (lambda step: (groups, demonstrations)),
         max_staleness=staleness,
         lease_s=lease_s,
         max_regenerations=regenerations,
+        max_resamples=resamples,
     )
 
 
-def commit(queue, lease, version=0, unscored=(), now=0.0, actor=None, prompt_id=None):
+def commit(queue, lease, version=0, unscored=(), now=0.0, actor=None, prompt_id=None, equal=False):
     """Commit a group whose handle is its lease's id."""
     return queue.commit(
         lease.id,
@@ -49,6 +50,7 @@ def commit(queue, lease, version=0, unscored=(), now=0.0, actor=None, prompt_id=
         oldest_version=version,
         tokens=10,
         unscored=list(unscored),
+        equal_rewards=equal,
         actor=actor or lease.actor,
         prompt_id=prompt_id or lease.prompt.id,
         now=now,
@@ -66,3 +68,13 @@ def lease_all(queue, actor="a", now=0.0):
 def names(plan):
     """The prompts and demonstrations of a batch, in its order."""
     return [group.task.prompt.id for group in plan.groups], [d.id for d in plan.demonstrations]
+
+
+def train_one_step(queue, now=0.0):
+    """Lease, commit and publish one synchronous step; what its batch held."""
+    version = queue.counters()["published"]
+    for lease in lease_all(queue, now=now):
+        commit(queue, lease, version, now=now)
+    plan = queue.next_batch()
+    queue.published(plan.step + 1)
+    return names(plan)

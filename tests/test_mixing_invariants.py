@@ -7,32 +7,39 @@ from helpers_mixing import commit, make_queue
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from uniapl.mixing import Committed, Refused
+from uniapl.leases import Refused
+from uniapl.mixing import Committed
 
 ACTORS = st.sampled_from(["a", "b", "c"])
+NEEDS = st.tuples(st.integers(0, 3), st.integers(0, 2)).filter(any)
 
 
 class MixingQueueMachine(RuleBasedStateMachine):
     """Drives the queue and keeps its own account of leases, batches and versions."""
 
     @initialize(
-        groups=st.integers(0, 3),
-        demonstrations=st.integers(1, 2),
+        phases=st.lists(NEEDS, min_size=1, max_size=4),
         staleness=st.integers(0, 3),
         regenerations=st.integers(0, 2),
+        resamples=st.integers(0, 2),
     )
-    def start(self, groups, demonstrations, staleness, regenerations):
-        self.options = {"groups": groups, "demonstrations": demonstrations, "staleness": staleness}
-        self.options["regenerations"] = regenerations
+    def start(self, phases, staleness, regenerations, resamples):
+        self.needs = lambda step: phases[step % len(phases)]
+        self.options = {"needs": self.needs, "staleness": staleness}
+        self.options |= {"regenerations": regenerations, "resamples": resamples}
         self.queue = make_queue(**self.options, lease_s=10.0)
         self.now = 0.0
         self.given, self.ended = [], []  # leases
         self.batches = []  # batches[k]: what step k took
         self.published_version = 0
+        self.thrown_away = {}  # sequence -> {attempt: outcome}
+
+    def groups_of(self, steps):
+        return sum(self.needs(step)[0] for step in steps)
 
     @rule(actor=ACTORS)
     def lease(self, actor):
-        overdue = sum(lease.deadline < self.now for lease in self.queue._open.values())
+        overdue = sum(lease.deadline < self.now for lease in self.queue._leases.open.values())
         room = self.queue.admissible + overdue
         lease = self.queue.lease(actor, self.now)
         assert (lease is None) == (room == 0)
@@ -46,22 +53,59 @@ class MixingQueueMachine(RuleBasedStateMachine):
         self.ended.append(lease)
         return lease
 
-    @rule(index=st.integers(0, 9), unscored=st.booleans(), behind=st.integers(0, 2))
-    def commit(self, index, unscored, behind):
+    @rule(index=st.integers(0, 9), unscored=st.booleans(), equal=st.booleans(), behind=st.integers(0, 2))
+    def commit(self, index, unscored, equal, behind):
         if not self.given:
             return
         lease = self.take(index)
-        was_open = lease.id in self.queue._open
+        was_open = lease.id in self.queue._leases.open
         version = max(0, self.published_version - behind)
-        result = commit(self.queue, lease, version, ["bad"] * unscored, self.now)
+        result = commit(self.queue, lease, version, ["bad"] * unscored, self.now, equal=equal)
         assert isinstance(result, Committed if was_open and self.now <= lease.deadline else Refused)
+        if isinstance(result, Committed):
+            self.keep_account(lease, result.outcome, unscored, equal)
+
+    def keep_account(self, lease, outcome, unscored, equal):
+        """Every attempt is thrown away once at most, and for each reason no more often than its bound."""
+        thrown_away = self.thrown_away.setdefault(lease.sequence, {})
+        before = list(thrown_away.values())
+        if unscored:
+            again = before.count("regenerated") < self.options["regenerations"]
+            assert outcome == ("regenerated" if again else "dropped_unscored")
+        elif equal:
+            again = before.count("resampled") < self.options["resamples"]
+            assert outcome == ("resampled" if again else "ready")
+        else:
+            assert outcome == "ready"
+        assert lease.attempt == len(before) and lease.attempt not in thrown_away
+        if outcome != "ready":
+            thrown_away[lease.attempt] = outcome
 
     @rule(indices=st.lists(st.integers(0, 9), min_size=1, max_size=8), actor=ACTORS)
     def actor_works_off_what_admission_allows(self, indices, actor):
         for _ in indices:
             self.lease(actor)
         for index in indices:
-            self.commit(index, unscored=False, behind=0)
+            self.commit(index, unscored=False, equal=False, behind=0)
+
+    @rule()
+    def even_if_all_rewards_are_equal_a_published_run_gets_its_next_batch(self):
+        self.published_version = len(self.batches)
+        self.queue.published(self.published_version)
+        for actor in ("a", "b", "c"):
+            self.drop_actor(actor)
+        self.given.clear()
+        most = (self.groups_of([len(self.batches)]) + self.queue.admissible) * (self.options["resamples"] + 1)
+        made = len(self.batches)
+        self.next_batch()
+        for _ in range(most):
+            if len(self.batches) > made:
+                break
+            self.lease("a")
+            if self.given:
+                self.commit(0, unscored=False, equal=True, behind=0)
+            self.next_batch()
+        assert len(self.batches) == made + 1
 
     @rule(index=st.integers(0, 9))
     def commit_again(self, index):
@@ -77,13 +121,13 @@ class MixingQueueMachine(RuleBasedStateMachine):
         if not self.given:
             return
         lease = self.take(index)
-        was_open = lease.id in self.queue._open
+        was_open = lease.id in self.queue._leases.open
         assert self.queue.release(lease.id) == was_open
 
     @rule(actor=ACTORS)
     def drop_actor(self, actor):
         self.queue.drop_actor(actor)
-        assert not [lease for lease in self.queue._open.values() if lease.actor == actor]
+        assert not [lease for lease in self.queue._leases.open.values() if lease.actor == actor]
 
     @rule(seconds=st.floats(0, 8))
     def time_passes(self, seconds):
@@ -92,20 +136,21 @@ class MixingQueueMachine(RuleBasedStateMachine):
     @rule()
     def expire(self):
         self.queue.expire(self.now)
-        assert all(lease.deadline >= self.now for lease in self.queue._open.values())
+        assert all(lease.deadline >= self.now for lease in self.queue._leases.open.values())
 
     @rule()
     def next_batch(self):
         plan = self.queue.next_batch()
         if plan is None:
-            assert self.queue.counters()["ready"] < self.options["groups"]
+            assert self.queue.counters()["ready"] < self.needs(len(self.batches))[0]
             return
+        groups, demonstrations = self.needs(plan.step)
         assert plan.step == len(self.batches)
         sequences = [group.task.sequence for group in plan.groups]
-        assert sequences == sorted(sequences) and len(sequences) == self.options["groups"]
+        assert sequences == sorted(sequences) and len(sequences) == groups
         assert all(plan.step - group.oldest_version <= self.options["staleness"] for group in plan.groups)
-        first = plan.step * self.options["demonstrations"]
-        assert [int(d.id) for d in plan.demonstrations] == list(range(first, first + self.options["demonstrations"]))
+        first = sum(self.needs(step)[1] for step in range(plan.step))
+        assert [int(d.id) for d in plan.demonstrations] == list(range(first, first + demonstrations))
         self.batches.append(sequences)
 
     @rule()
@@ -127,7 +172,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
     def the_ledgers_balance(self):
         c = self.queue.counters()
         assert c["leased"] == c["committed"] + c["expired"] + c["released"] + c["open"]
-        thrown_away = c["dropped_stale"] + c["dropped_unscored"] + c["regenerated"]
+        thrown_away = c["dropped_stale"] + c["dropped_unscored"] + c["regenerated"] + c["resampled"]
         assert c["committed"] == c["consumed"] + c["ready"] + thrown_away
         assert min(v for v in c.values() if isinstance(v, int)) >= 0
 
@@ -135,7 +180,8 @@ class MixingQueueMachine(RuleBasedStateMachine):
     def admission_bounds_what_is_under_way(self):
         c = self.queue.counters()
         unpublished = sum(len(batch) for batch in self.batches[self.published_version :])
-        capacity = (self.options["staleness"] + 1) * self.options["groups"]
+        published = self.published_version
+        capacity = self.groups_of(range(published, published + self.options["staleness"] + 1))
         assert c["open"] + c["ready"] + unpublished <= capacity
         assert self.queue.admissible == capacity - c["open"] - c["ready"] - unpublished
 
@@ -143,7 +189,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
     def every_prompt_drawn_is_in_exactly_one_place(self):
         q = self.queue
         trained = [sequence for batch in self.batches for sequence in batch]
-        places = [*q._waiting, *q._ready, *(lease.sequence for lease in q._open.values()), *trained]
+        places = [*q._waiting, *q._ready, *(lease.sequence for lease in q._leases.open.values()), *trained]
         assert len(places) == len(set(places))
         assert len(places) + q.counters()["dropped_unscored"] == q.counters()["drawn"]
         assert q.counters()["consumed"] == len(trained)

@@ -8,9 +8,9 @@ import time
 import helpers_mixing
 import pytest
 import ray
-from helpers_mixing import Counting, demonstration, prompt
+from helpers_mixing import Counting, prompt
 
-from actors.queue import GroupEntry, group_from_dict, start_queue
+from actors.queue import GroupEntry, group_from_dict, has_equal_rewards, start_queue
 from uniapl.config import Config
 from uniapl.records import Group, Sample, Score, VersionSpan
 
@@ -36,7 +36,7 @@ def make_queue():
     """Queue actors on counting sources, killed after the test."""
     queues = []
 
-    def make(groups=2, demonstrations=1, staleness=0, lease_s=600.0, preference=1.0):
+    def make(groups=2, demonstrations=1, staleness=0, lease_s=600.0, preference=1.0, demonstration=1.0, resamples=0):
         config = Config.model_validate(
             {
                 "model": {"path": "unused"},
@@ -47,11 +47,13 @@ def make_queue():
                     "demonstrations_per_step": demonstrations,
                     "max_staleness": staleness,
                     "lease_s": lease_s,
+                    "on_equal_rewards": "resample" if resamples else "keep",
+                    "max_resamples": resamples,
                 },
-                "objective": {"preference": {"weight": preference}, "demonstration": {"weight": 1.0}},
+                "objective": {"preference": {"weight": preference}, "demonstration": {"weight": demonstration}},
             }
         )
-        queues.append(start_queue(config, Counting(prompt), Counting(demonstration)))
+        queues.append(start_queue(config, Counting(prompt), Counting(helpers_mixing.demonstration)))
         return queues[-1]
 
     yield make
@@ -59,10 +61,11 @@ def make_queue():
         ray.kill(queue)
 
 
-def make_group(lease, version=0, unscored=None):
+def make_group(lease, version=0, unscored=None, rewards=(0.0, 1.0)):
     """Two short samples, as an engine with weights `version` would have made them."""
-    score = Score(None if unscored else 1.0, unscored, {"check": True})
-    samples = [Sample([n, 7], [-0.5, -0.25], [VersionSpan(0, 2, version)], "text", "stop", score) for n in range(2)]
+    scores = [Score(None if unscored else reward, unscored, {"check": True}) for reward in rewards]
+    spans = [VersionSpan(0, 2, version)]
+    samples = [Sample([n, 7], [-0.5, -0.25], spans, "text", "stop", score) for n, score in enumerate(scores)]
     return Group(lease.id, lease.prompt, samples, lease.actor, generate_s=0.5, score_s=0.125)
 
 
@@ -178,6 +181,77 @@ def test_an_unscored_group_counts_as_taken_and_is_made_again(make_queue):
     assert ray.get(queue.stats.remote())["unscored"] == {"reward timed out": 2}
 
 
+def test_a_group_of_equal_rewards_is_kept_by_default(make_queue):
+    queue = make_queue(groups=1)
+    lease = lease_of(queue)
+    assert ray.get(queue.commit.remote(lease.id, make_group(lease, rewards=(1.0, 1.0)))) is True
+    assert len(ray.get(queue.next_batch.remote(LONG)).groups) == 1
+    stats = ray.get(queue.stats.remote())
+    assert (stats["resampled"], stats["kept_equal"]) == (0, 1)
+
+
+def test_a_group_of_equal_rewards_is_made_again_up_to_the_bound_then_kept(make_queue):
+    queue = make_queue(groups=1, resamples=1)
+    waiting = queue.next_batch.remote(LONG)
+    first = lease_of(queue)
+    assert ray.get(queue.commit.remote(first.id, make_group(first, rewards=(0.0, 0.0)))) is True
+    assert still_waiting(waiting)
+    second = lease_of(queue, "b")
+    assert (second.prompt, second.attempt) == (first.prompt, 1)
+    ray.get(queue.commit.remote(second.id, make_group(second, rewards=(1.0, 1.0))))
+    assert [entry.lease_id for entry in ray.get(waiting, timeout=SOON).groups] == [second.id]
+    stats = ray.get(queue.stats.remote())
+    assert (stats["resampled"], stats["kept_equal"]) == (1, 1)
+
+
+def rewards_of(lease):
+    """Rewards that follow from the prompt and the attempt alone, as those of a seeded engine do; many are equal."""
+    return float((lease.sequence + lease.attempt) % 2), float(lease.sequence % 3 == lease.attempt)
+
+
+def batches_of(queue, actors, newest_first):
+    """The groups of three synchronous batches: how they came about is not to matter."""
+    made = []
+    for step in range(3):
+        waiting, leases = queue.next_batch.remote(LONG), []
+        while still_waiting(waiting, 0.0 if leases else 0.1):
+            room = [lease_of(queue, actor, wait_s=0.05) for actor in actors]
+            leases += [lease for lease in room if lease is not None]
+            if leases:
+                lease = leases.pop(-1 if newest_first else 0)
+                group = make_group(lease, version=step, rewards=rewards_of(lease))
+                ray.get(queue.commit.remote(lease.id, group))
+        groups = ray.get([entry.ref for entry in ray.get(waiting).groups])
+        made.append([(g.prompt.id, [s.score.reward for s in g.samples]) for g in groups])
+        ray.get(queue.published.remote(step + 1))
+    return made
+
+
+def test_with_resampling_synchronous_batches_do_not_depend_on_who_commits_when(make_queue):
+    one, two = make_queue(groups=3, resamples=2), make_queue(groups=3, resamples=2)
+    assert batches_of(one, ["a"], newest_first=False) == batches_of(two, ["a", "b", "c"], newest_first=True)
+    stats = ray.get([one.stats.remote(), two.stats.remote()])
+    assert stats[0]["resampled"] == stats[1]["resampled"] > 0
+
+
+class Nobody:
+    id, actor, prompt = 3, "a", prompt("0")
+
+
+@pytest.mark.parametrize(
+    ("rewards", "equal"), [((0.5, 0.5), True), ((0.5, 0.25), False), ((0.0, None), False), ((None, None), False)]
+)
+def test_rewards_are_equal_only_where_all_samples_are_scored_alike(rewards, equal):
+    assert has_equal_rewards(make_group(Nobody, rewards=rewards)) is equal
+
+
+def test_a_group_without_scores_has_no_equal_rewards():
+    group = make_group(Nobody)
+    for sample in group.samples:
+        sample.score = None
+    assert not has_equal_rewards(group)
+
+
 def test_dropping_over_stale_groups_wakes_whoever_waits_for_a_lease(make_queue):
     queue = make_queue(groups=1, staleness=0)
     commit_one(queue)
@@ -251,10 +325,7 @@ def test_a_saved_queue_continues_in_another_actor(make_queue):
 
 
 def test_a_group_written_out_reads_back_the_same():
-    class Lease:
-        id, actor, prompt = 3, "a", prompt("0")
-
-    group = make_group(Lease, version=2)
+    group = make_group(Nobody, version=2)
     group.samples[0].score = None
     packed = json.loads(json.dumps(dataclasses.asdict(group)))
     assert group_from_dict(packed) == group
@@ -265,3 +336,25 @@ def test_without_rollouts_batches_are_demonstrations_alone(make_queue):
     assert lease_of(queue, wait_s=0.0) is None
     batch = ray.get(queue.next_batch.remote(0.0))
     assert (batch.groups, [d.id for d in batch.demonstrations]) == ([], ["0", "1"])
+
+
+def test_a_hard_switch_leases_nothing_before_it_and_reads_no_demonstration_after_it(make_queue):
+    before, after = {"kind": "switch", "value": 0, "end": 1, "steps": 2}, {"kind": "switch", "value": 1, "steps": 2}
+    queue = make_queue(groups=1, demonstrations=2, preference=before, demonstration=after)
+    for step in range(2):
+        assert lease_of(queue, wait_s=0.0) is None
+        batch = ray.get(queue.next_batch.remote(0.0))
+        assert (batch.groups, len(batch.demonstrations)) == ([], 2)
+        ray.get(queue.published.remote(step + 1))
+    commit_one(queue, version=2)
+    batch = ray.get(queue.next_batch.remote(LONG))
+    assert ([entry.oldest_version for entry in batch.groups], batch.demonstrations) == ([2], [])
+
+
+def test_a_poll_for_a_lease_wakes_when_the_phase_with_rollouts_begins(make_queue):
+    queue = make_queue(groups=1, preference={"kind": "switch", "value": 0, "end": 1, "steps": 1})
+    waiting = queue.lease.remote("a", LONG)
+    ray.get(queue.next_batch.remote(0.0))
+    assert still_waiting(waiting)
+    ray.get(queue.published.remote(1))
+    assert ray.get(waiting, timeout=SOON).prompt.id == "0"

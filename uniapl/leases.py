@@ -1,0 +1,112 @@
+"""Leases: who may commit the group of which prompt until when; every lease ends once, and how is known."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Literal
+
+from uniapl.records import Prompt
+
+LEASE_COUNTERS = ("leased", "committed", "expired", "released")
+REMEMBERED_LEASES = 4096
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt that has to become a group."""
+
+    sequence: int
+    """Place in the order in which prompts were drawn; groups enter batches in this order."""
+    prompt: Prompt
+    regenerations: int = 0
+    """How many groups of this prompt were thrown away because samples could not be scored."""
+    resamples: int = 0
+    """How many were thrown away because all their rewards were equal."""
+
+    @property
+    def attempt(self) -> int:
+        """Which group of this prompt it is, from 0; with `sequence` it makes the sampler's seed."""
+        return self.regenerations + self.resamples
+
+
+@dataclass(frozen=True)
+class Lease:
+    """The right to commit one group for one prompt until `deadline` (seconds on the queue's clock)."""
+
+    id: int
+    task: Task
+    actor: str
+    deadline: float
+
+    @property
+    def sequence(self) -> int:
+        return self.task.sequence
+
+    @property
+    def prompt(self) -> Prompt:
+        return self.task.prompt
+
+    @property
+    def attempt(self) -> int:
+        return self.task.attempt
+
+
+@dataclass(frozen=True)
+class Refused:
+    """The group does not count; nothing about other groups changed."""
+
+    reason: Literal["committed", "expired", "released", "closed", "unknown", "not_the_holder", "future_version"]
+
+
+class Leases:
+    """The open leases, and how the latest closed ones ended.
+
+    Args:
+        lease_s: seconds until an open lease expires.
+    """
+
+    def __init__(self, lease_s: float) -> None:
+        self.lease_s = lease_s
+        self.open: dict[int, Lease] = {}  # by lease id, which is also the order of deadlines
+        self.next_id = 0
+        self.counts: Counter[str] = Counter()
+        self._closed: dict[int, str] = {}
+
+    def give(self, task: Task, actor: str, now: float) -> Lease:
+        """A new lease of `task` for `actor`."""
+        lease = Lease(self.next_id, task, actor, now + self.lease_s)
+        self.next_id += 1
+        self.open[lease.id] = lease
+        self.counts["leased"] += 1
+        return lease
+
+    def close(self, lease_id: int, how: Literal["committed", "expired", "released"]) -> Task:
+        """End an open lease and count it; what it was for."""
+        self._closed[lease_id] = how
+        if len(self._closed) > REMEMBERED_LEASES:
+            del self._closed[next(iter(self._closed))]
+        self.counts[how] += 1
+        return self.open.pop(lease_id).task
+
+    def overdue(self, now: float) -> list[int]:
+        """Open leases whose deadline has passed."""
+        return [lease.id for lease in takewhile(lambda lease: lease.deadline < now, self.open.values())]
+
+    def held_by(self, actor: str) -> list[int]:
+        """The open leases of an actor."""
+        return [lease.id for lease in self.open.values() if lease.actor == actor]
+
+    def refusal(self, lease_id: int, actor: str, prompt_id: str) -> Refused | None:
+        """Why nothing may be committed under `lease_id`; None when `actor` holds it for that prompt."""
+        lease = self.open.get(lease_id)
+        if lease is None:
+            ended = self._closed.get(lease_id, "closed") if lease_id < self.next_id else "unknown"
+            return Refused(ended)  # type: ignore[arg-type]
+        return None if (lease.actor, lease.prompt.id) == (actor, prompt_id) else Refused("not_the_holder")
+
+    def restart(self, next_id: int, counts: dict[str, int]) -> None:
+        """Nothing is open any more; ids given before, here or in the saved run, are never given again."""
+        self.next_id = max(self.next_id, next_id)
+        self.open, self._closed, self.counts = {}, {}, Counter(counts)
