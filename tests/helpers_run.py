@@ -1,6 +1,7 @@
 """Writes run folders as a training run would, with numbers that follow from a seed."""
 
 import dataclasses
+import itertools
 import json
 import math
 import random
@@ -9,6 +10,7 @@ import yaml
 
 from uniapl.analysis import EvaluatedSample, Evaluation
 from uniapl.config import Config
+from uniapl.objective_config import Coefficient
 from uniapl.runlog import RunLog
 
 CHECKS = [
@@ -31,19 +33,25 @@ PROMPTS = [
     "Describe the taste of a ripe pear. Do not use any commas.",
     "Give advice for a first day at a new job. At the end, add a postscript that starts with P.S.",
 ]
-ROLLOUT_KEYS = ("reward/", "check/", "ratio/", "correction/", "kl/", "staleness/", "discriminator/", "queue/")
+ROLLOUT_KEYS = (
+    *("reward/", "check/", "ratio/", "correction/", "importance/", "entropy/", "kl/", "staleness/", "discriminator/"),
+    "queue/",
+)
+ROLLOUT_TERMS = ("preference", "adversarial", "kl")
 SFT_LACKS = (
     *ROLLOUT_KEYS,
-    "loss/preference",
-    "loss/adversarial",
-    "share/preference",
-    "share/adversarial",
+    *(f"{prefix}{term}" for term in ROLLOUT_TERMS for prefix in ("loss/", "share/", "weight/", "gradient/norm_")),
+    "gradient/cosine",
     "length/sample",
     "length/truncated",
     "tokens/generated",
     "time/generate",
     "time/score",
 )
+
+TERMS = ("demonstration", "preference", "adversarial", "kl")
+DEMONSTRATION_WEIGHT = Coefficient(kind="schedule", value=0.9, end=0.05, steps=20)
+DIAGNOSTICS_EVERY = 10
 
 
 def write_run(folder, steps=30, planned=30, evaluations=("before", "after"), sft=False, config=True, seed=0):
@@ -68,9 +76,10 @@ def write_config(folder, planned, sft=False):
     objective = {"demonstration": {"weight": 1.0}, "preference": {"weight": 0.0}}
     if not sft:
         objective = {
-            "preference": {"weight": 1.0},
-            "demonstration": {"weight": 0.5},
+            "preference": {"weight": {"kind": "complement"}},
+            "demonstration": {"weight": DEMONSTRATION_WEIGHT.model_dump()},
             "adversarial": {"weight": 0.2, "discriminator": "embedding"},
+            "kl": {"weight": 0.01},
         }
     tree = {
         "run": {"name": folder.name, "steps": planned, "seed": 7},
@@ -90,7 +99,9 @@ def step_metrics(step, planned, rng):
     reward = 0.28 + 0.3 * done + wobble(0.05)
     losses = {"preference": -0.02 + wobble(0.01), "demonstration": 1.9 * math.exp(-done) + wobble(0.05)}
     losses["adversarial"] = 0.05 * (1 - done) + wobble(0.01)
-    weights = {"preference": 1.0, "demonstration": 0.5, "adversarial": 0.2}
+    losses["kl"] = 0.02 * done + abs(wobble(0.002))
+    demonstration = DEMONSTRATION_WEIGHT.at(step - 1)
+    weights = {"preference": 1 - demonstration, "demonstration": demonstration, "adversarial": 0.2, "kl": 0.01}
     weighted = {name: weights[name] * losses[name] for name in losses}
     size = sum(abs(value) for value in weighted.values())
     times = {"generate": 2.6, "score": 0.3, "wait": 0.1, "train": 5.1, "broadcast": 0.4, "other": 0.2}
@@ -107,16 +118,26 @@ def step_metrics(step, planned, rng):
         "loss/total": sum(weighted.values()),
         **{f"loss/{name}": value for name, value in losses.items()},
         **{f"share/{name}": abs(value) / size for name, value in weighted.items()},
+        **{f"weight/{name}": value for name, value in weights.items()},
+        **(diagnostics(weights, wobble) if step % DIAGNOSTICS_EVERY == 0 else {}),
+        **importance(wobble),
+        "entropy/estimate": 1.1 - 0.3 * done + wobble(0.05),
         "ratio/mean": 1 + wobble(0.002),
         "ratio/max": 1.2 + abs(wobble(0.1)),
         "ratio/clip_fraction": abs(wobble(0.01)),
+        "ratio/clip_fraction_adversarial": abs(wobble(0.01)),
         "correction/mean": 1 + wobble(0.003),
+        "correction/masked_fraction": 0.0,
         "kl/behaviour": 0.0008 + abs(wobble(0.0003)),
+        "kl/reference": losses["kl"],
         "staleness/mean": rng.choice([0, 0.25, 0.5, 1]),
         "staleness/max": 1,
         "discriminator/sample_mean": 0.82 - gap + wobble(0.02),
         "discriminator/expert_mean": 0.82,
         "discriminator/gap": gap + wobble(0.02),
+        "discriminator/accuracy": min(1.0, 0.5 + gap),
+        "discriminator/margin": 4 * gap + wobble(0.1),
+        "discriminator/loss": 0.69 - gap,
         "length/sample_mean": 58 - 14 * done + wobble(2),
         "length/demonstration_mean": 41 + wobble(2),
         "length/truncated": max(0.0, 0.6 - 0.4 * done + wobble(0.04)),
@@ -127,12 +148,29 @@ def step_metrics(step, planned, rng):
         "learner/grad_norm": 1.5 + wobble(0.3),
         "learner/packing_efficiency": 0.93 + wobble(0.01),
         "queue/ready": rng.randint(0, 8),
-        "queue/leased": rng.randint(0, 8),
+        "queue/open": rng.randint(0, 8),
         "queue/dropped_stale": 0,
         "queue/dropped_unscored": 0,
+        "queue/resampled": 2 * step,
+        "queue/kept_equal": step // 3,
         **{f"time/{name}": value for name, value in times.items()},
         "time/step": sum(times.values()),
     }
+
+
+def diagnostics(weights, wobble):
+    """What only some steps have: the exact entropy, and each term's gradient."""
+    norms = {f"gradient/norm_{name}": weight * (2 + wobble(0.2)) for name, weight in weights.items()}
+    pairs = itertools.combinations(TERMS, 2)
+    return norms | {f"gradient/cosine_{a}_{b}": wobble(0.3) for a, b in pairs} | {"entropy/exact": 1.0 + wobble(0.05)}
+
+
+def importance(wobble):
+    """Quantiles of the importance weights and the effective sample size."""
+    names = ("min", "p01", "p50", "p99", "max")
+    weights = sorted(math.exp(wobble(0.02) + spread) for spread in (-0.9, -0.1, 0, 0.1, 1.2))
+    found = {f"importance/{name}": weight for name, weight in zip(names, weights, strict=True)}
+    return found | {"importance/ess": 0.97 + wobble(0.005)}
 
 
 def evaluation(name, step, rng, prompts=64):

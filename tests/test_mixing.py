@@ -5,7 +5,6 @@ from helpers_mixing import commit, lease_all, make_queue, names
 from uniapl.leases import Refused
 from uniapl.mixing import Committed
 
-
 # Admission
 
 

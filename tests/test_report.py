@@ -6,9 +6,9 @@ import hashlib
 import json
 import math
 import re
-from html.parser import HTMLParser
 
 import pytest
+from helpers_page import Page, page_of
 from helpers_run import with_text, write_run
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,54 +21,10 @@ from uniapl.report.charts import Series, interval_chart, line_chart, moving_mean
 from uniapl.report.samples import PER_KIND, choose, paired_samples
 from uniapl.runlog import RunError, RunLog
 
-VOID = {"meta", "br", "hr", "img", "input", "link"}
 HOSTILE = (
     "</style></script><script>alert(1)</script><img src=x onerror=alert(2)>"
     "\"'&amp; ]]> \x00\x1b[2J \ud800 \u202e{{7*7}}"
 )
-
-
-class Page(HTMLParser):
-    """The tags, attributes and text of a page; an unclosed or wrongly nested tag is an error."""
-
-    def __init__(self, html):
-        super().__init__()
-        self.tags, self.open, self.texts, self.charts = [], [], [], []
-        self.feed(html)
-        self.close()
-        assert self.open == []
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag):
-        assert self.open and self.open[-1] == tag, f"</{tag}> closes {self.open[-1:]}"
-        self.open.pop()
-
-    def handle_data(self, data):
-        self.texts.append((self.open[-1] if self.open else "", data))
-
-    def attributes(self, tag):
-        return [attrs for name, attrs in self.tags if name == tag]
-
-    @property
-    def text(self):
-        words = " ".join(data for tag, data in self.texts if tag not in ("style", "script"))
-        return re.sub(r"\s+", " ", words)
-
-    def chart(self, title):
-        """What a chart shows at each of its places: the data of its hover."""
-        [found] = [a for a in self.attributes("svg") if a.get("aria-label", "").startswith(f"{title}:")]
-        return json.loads(found["data-chart"])
-
-
-def page_of(run_dir):
-    return Page(write_report(run_dir).read_text(encoding="utf-8"))
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +85,8 @@ def test_charts_hold_the_logged_numbers(full_run, full_page):
 
 def test_every_section_of_a_whole_run_is_there(full_page):
     ids = [a["id"] for a in full_page.attributes("section")]
-    assert ids == ["result", "training", "constraints", "expert", "samples", "time", "health", "reproduce"]
+    expected = ["result", "training", "balance", "constraints", "expert", "samples", "time", "health", "reproduce"]
+    assert ids == expected
     titles = {a["aria-label"].split(":")[0] for a in full_page.attributes("svg") if "aria-label" in a}
     for title in ["Staleness", "Discriminator gap", "Shares of the weighted loss", "Wall time of a step"]:
         assert title in titles
@@ -193,6 +150,7 @@ def test_a_run_without_evaluation_says_so(tmp_path):
     assert [a["id"] for a in page.attributes("section")] == [
         "result",
         "training",
+        "balance",
         "expert",
         "time",
         "health",
@@ -341,6 +299,14 @@ def test_scale_maps_and_clips():
 )
 def test_numbers_are_short(value, text):
     assert compact(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 %"), (0.314, "31 %"), (0.015, "1.5 %"), (0.02, "2 %"), (0.004, "0.4 %"), (0.0999, "10 %"), (-0.5, "−50 %")],
+)
+def test_fractions_are_in_percent(value, text):
+    assert percent(value) == text
 
 
 @pytest.mark.parametrize(("value", "text"), [(0.314, "+31"), (-0.02, "−2"), (0.001, "0"), (-0.001, "0")])

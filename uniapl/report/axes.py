@@ -27,9 +27,9 @@ def compact(value: float) -> str:
 
 
 def percent(value: float) -> str:
-    """A fraction as `31 %`, with a decimal below one percent."""
-    digits = 1 if 0 < abs(value) < 0.01 else 0
-    return f"{100 * value:.{digits}f} %".replace("-", "−")
+    """A fraction as `31 %`, below ten percent with a decimal where it has one."""
+    text = f"{100 * value:.1f}".removesuffix(".0") if abs(value) < 0.1 else f"{100 * value:.0f}"
+    return f"{text} %".replace("-", "−")
 
 
 def points(value: float) -> str:
@@ -60,7 +60,7 @@ def ticks(low: float, high: float, target: int = 5, whole: bool = False) -> list
 
 @dataclass(frozen=True)
 class Scale:
-    """Values [low, high] laid out on pixels [start, end]."""
+    """Values [low, high] laid out on pixels [start, end], to a tenth of one."""
 
     low: float
     high: float
@@ -69,7 +69,7 @@ class Scale:
 
     def __call__(self, value: float) -> float:
         share = (value - self.low) / (self.high - self.low)
-        return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 2)
+        return round(self.start + min(1.0, max(0.0, share)) * (self.end - self.start), 1)
 
 
 def value_range(values: Sequence[float], zero: bool) -> tuple[float, float]:

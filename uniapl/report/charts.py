@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html import escape
+from typing import Literal
 
 import numpy as np
 from markupsafe import Markup
@@ -18,16 +19,22 @@ WIDTH, HEIGHT = 420, 236
 LEFT, RIGHT, TOP, BOTTOM = 50, 10, 26, 36
 MAX_POINTS = 300
 """Longer series are drawn as means of equally many steps each."""
+FEW = 8
+"""Shorter series are not smoothed, and have dots."""
 
 
 @dataclass(frozen=True)
 class Series:
-    """A named line. `xs` rise; `ys` has the same length; `colour` is a class of the page."""
+    """A named line. `xs` rise; `ys` has the same length; `colour` is a class of the page.
+
+    smooth: thin, under a thick moving mean; plain: as it is; dots: a dot on each value too.
+    """
 
     name: str
     xs: Sequence[float]
     ys: Sequence[float]
     colour: str = "c1"
+    style: Literal["smooth", "plain", "dots"] = "smooth"
 
 
 @dataclass(frozen=True)
@@ -41,18 +48,51 @@ class Figure:
 
 
 def line_chart(
-    title: str, series: Sequence[Series], unit: str, show: Format = compact, zero: bool = False, smooth: bool = True
+    title: str,
+    series: Sequence[Series],
+    unit: str,
+    show: Format = compact,
+    zero: bool = False,
+    span: tuple[float, float] | None = None,
 ) -> Figure | None:
-    """Thin lines over optimizer steps with a smoothed line on top; None when no series has a value."""
+    """Lines over optimizer steps, each over the steps that it has; None when no series has a value.
+
+    `span`: first and last step of the x axis; by default those of the series.
+    """
     series = [_thinned(one) for one in series if len(one.xs)]
     if not series:
         return None
-    x, y = _step_scale(series), _value_scale([v for one in series for v in one.ys], zero)
+    x = _step_scale(span or [x for one in series for x in one.xs])
+    y = _value_scale([v for one in series for v in one.ys], zero)
     parts = [_y_axis(y, unit, show), _x_axis(x, "optimizer step", whole=True), _zero_line(y)]
     for one in series:
-        parts += _line(one, x, y, smooth and len(one.xs) >= 8)
+        parts += _line(one, x, y)
     hover = _hover(x, series, show, "step")
     return Figure(title, _svg(title, series, show, parts, hover), [(s.colour, s.name) for s in series])
+
+
+def band_chart(
+    title: str,
+    low: Series,
+    middle: Series,
+    high: Series,
+    told: Sequence[Series],
+    unit: str,
+    span: tuple[float, float] | None = None,
+) -> Figure | None:
+    """A line within the band from `low` to `high`, all over the same steps; None when they have no value.
+
+    `told` are not drawn and have no part in the scale: their values are in the hover. `span` as in `line_chart`.
+    """
+    if not len(middle.xs):
+        return None
+    low, middle, high, *told = (_thinned(one) for one in (low, middle, high, *told))
+    x, y = _step_scale(span or middle.xs), _value_scale([*low.ys, *middle.ys, *high.ys], zero=False)
+    outline = _path(high.xs, high.ys, x, y) + _path(low.xs[::-1], low.ys[::-1], x, y).replace("M", "L") + "Z"
+    band = f'<path class="band {middle.colour}" d="{outline}"/>'
+    parts = [_y_axis(y, unit, compact), _x_axis(x, "optimizer step", whole=True), band, *_line(middle, x, y)]
+    rows = [low, middle, high, *told]
+    return Figure(title, _svg(title, rows, compact, parts, _hover(x, rows, compact, "step")))
 
 
 def stacked_chart(title: str, series: Sequence[Series], unit: str, show: Format = compact) -> Figure | None:
@@ -61,7 +101,7 @@ def stacked_chart(title: str, series: Sequence[Series], unit: str, show: Format 
     if not series:
         return None
     steps = sorted({x for one in series for x in one.xs})
-    layers = [_thinned(Series(s.name, steps, _filled(s, steps), s.colour)) for s in series]
+    layers = [_thinned(replace(s, xs=steps, ys=_filled(s, steps))) for s in series]
     steps = list(layers[0].xs)
     tops = np.cumsum([layer.ys for layer in layers], axis=0)
     gap = (steps[1] - steps[0]) if len(steps) > 1 else 1
@@ -144,8 +184,8 @@ def _thinned(series: Series) -> Series:
     if size <= 1:
         return series
     cuts = range(0, len(series.xs), size)
-    xs = [float(np.mean(series.xs[k : k + size])) for k in cuts]
-    return Series(series.name, xs, [float(np.mean(series.ys[k : k + size])) for k in cuts], series.colour)
+    xs, ys = ([float(np.mean(values[k : k + size])) for k in cuts] for values in (series.xs, series.ys))
+    return replace(series, xs=xs, ys=ys)
 
 
 def _filled(series: Series, steps: Sequence[float]) -> list[float]:
@@ -153,8 +193,7 @@ def _filled(series: Series, steps: Sequence[float]) -> list[float]:
     return [known.get(step, 0.0) for step in steps]
 
 
-def _step_scale(series: Sequence[Series]) -> Scale:
-    xs = [x for one in series for x in one.xs]
+def _step_scale(xs: Sequence[float]) -> Scale:
     low, high = min(xs), max(xs)
     return Scale(low, high, LEFT, WIDTH - RIGHT) if low < high else Scale(low - 0.5, high + 0.5, LEFT, WIDTH - RIGHT)
 
@@ -188,15 +227,15 @@ def _zero_line(y: Scale) -> str:
     return f'<path class="axis" d="M{LEFT} {y(0)}H{WIDTH - RIGHT}"/>' if y.low < 0 < y.high else ""
 
 
-def _line(series: Series, x: Scale, y: Scale, smooth: bool) -> list[str]:
+def _line(series: Series, x: Scale, y: Scale) -> list[str]:
     raw = _path(series.xs, series.ys, x, y)
-    if smooth:
+    if series.style == "smooth" and len(series.xs) >= FEW:
         top = _path(series.xs, moving_mean(series.ys), x, y)
         return [f'<path class="raw {series.colour}" d="{raw}"/>', f'<path class="line {series.colour}" d="{top}"/>']
     dots = [
         f'<circle class="dot {series.colour}" cx="{x(a)}" cy="{y(b)}" r="3"/>'
         for a, b in zip(series.xs, series.ys, strict=True)
-        if len(series.xs) < 8
+        if series.style == "dots" or len(series.xs) < FEW
     ]
     return [f'<path class="line {series.colour}" d="{raw}"/>', *dots]
 
@@ -229,9 +268,10 @@ def _hover(
 def _svg(title: str, series: Sequence[Series], show: Format, parts: Sequence[str], hover: dict[str, object]) -> Markup:
     told = "; ".join(f"{s.name} from {show(s.ys[0])} to {show(s.ys[-1])}" for s in series)
     label = escape(f"{title}: {told}", quote=True)
-    data = escape(json.dumps(hover, separators=(",", ":")), quote=True)
+    # Within single quotes, so that JSON's many double ones need no escape: that is a third of the page.
+    data = escape(json.dumps(hover, separators=(",", ":")), quote=False).replace("'", "&#39;")
     cursor = f'<path class="cursor" d="M0 {TOP}V{HEIGHT - BOTTOM}" visibility="hidden"/>'
-    attributes = f'role="img" tabindex="0" aria-label="{label}" data-chart="{data}"'
+    attributes = f'role="img" tabindex="0" aria-label="{label}" data-chart=\'{data}\''
     return _element(WIDTH, HEIGHT, attributes, [*parts, cursor])
 
 

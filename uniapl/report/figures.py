@@ -7,18 +7,32 @@ from typing import Any, NamedTuple
 
 from uniapl.analysis import Comparison, Evaluation, Interval, compare_lengths, compare_logprobs
 from uniapl.report.axes import Format, compact, percent
-from uniapl.report.charts import Figure, Series, histogram_chart, line_chart, rate_bars, stacked_chart
+from uniapl.report.charts import Figure, Series, band_chart, histogram_chart, line_chart, rate_bars, stacked_chart
 
 Metrics = list[dict[str, Any]]
 COLOURS = ("c1", "c2", "c3", "c4", "c5", "c6")
-PREFERENCE, DEMONSTRATION, ADVERSARIAL = "c1", "c2", "c3"
+PREFERENCE, DEMONSTRATION, ADVERSARIAL, KL = "c1", "c2", "c3", "c4"
+TERMS = (("preference", PREFERENCE), ("demonstration", DEMONSTRATION), ("adversarial", ADVERSARIAL), ("kl", KL))
+PAIRS = (
+    ("demonstration", "preference"),
+    ("demonstration", "adversarial"),
+    ("demonstration", "kl"),
+    ("preference", "adversarial"),
+    ("preference", "kl"),
+    ("adversarial", "kl"),
+)
+SHORT = {"demonstration": "demo", "preference": "pref", "adversarial": "adv", "kl": "kl"}
+DOTTED = ("gradient/", "entropy/exact")
+"""Metrics of diagnostic steps only, drawn with a dot at each."""
+PLAIN = ("weight/", "queue/resampled", "queue/kept_equal")
+"""Metrics without noise, drawn as they are."""
 BEFORE, AFTER = "c6", "c1"
 POLICY, EXPERT = "c1", "c2"
 TIMES = ("generate", "score", "wait", "train", "broadcast", "other")
 
 
 class Chart(NamedTuple):
-    """A chart over optimizer steps. `lines`: (metric, name, colour)."""
+    """A chart over optimizer steps. `lines`: (metric, name, colour); `nonzero`: without lines that are 0 throughout."""
 
     title: str
     lines: tuple[tuple[str, str, str], ...]
@@ -26,6 +40,7 @@ class Chart(NamedTuple):
     show: Format = compact
     zero: bool = False
     note: str = ""
+    nonzero: bool = False
 
 
 TRAINING = [
@@ -46,6 +61,38 @@ TRAINING = [
         percent,
         zero=True,
     ),
+    Chart(
+        "Groups of equal rewards so far",
+        (("queue/resampled", "sampled again", "c1"), ("queue/kept_equal", "kept", "c4")),
+        "groups",
+        zero=True,
+        nonzero=True,
+    ),
+]
+WEIGHTS = Chart(
+    "Weights of the terms",
+    tuple((f"weight/{term}", term, colour) for term, colour in TERMS),
+    "factor",
+    zero=True,
+    nonzero=True,
+)
+GRADIENTS = [
+    Chart(
+        "Gradient norm of each term",
+        tuple((f"gradient/norm_{term}", term, colour) for term, colour in TERMS),
+        "norm",
+        zero=True,
+        note="On diagnostic steps.",
+    ),
+    Chart(
+        "Cosines between the terms' gradients",
+        tuple(
+            (f"gradient/cosine_{a}_{b}", f"{SHORT[a]}, {SHORT[b]}", c) for (a, b), c in zip(PAIRS, COLOURS, strict=True)
+        ),
+        "cosine",
+        zero=True,
+        note="On diagnostic steps. Below 0 two terms pull against each other.",
+    ),
 ]
 EXPERT_CHARTS = [
     Chart(
@@ -59,6 +106,15 @@ EXPERT_CHARTS = [
         "score",
         note="0: the discriminator cannot tell them apart.",
     ),
+    Chart(
+        "Discriminator accuracy",
+        (("discriminator/accuracy", "expert above policy", "c3"),),
+        "of pairs",
+        percent,
+        note="50 %: the discriminator cannot tell them apart.",
+    ),
+    Chart("Discriminator margin", (("discriminator/margin", "expert − policy", "c3"),), "logits"),
+    Chart("Discriminator loss", (("discriminator/loss", "Bradley-Terry", "c3"),), "nats per pair", zero=True),
     Chart("Expert's text under the policy", (("expert/nll", "negative log-likelihood", EXPERT),), "nats per token"),
     Chart(
         "Response length in training",
@@ -69,6 +125,13 @@ EXPERT_CHARTS = [
     Chart("Responses cut off at the limit", (("length/truncated", "cut off", "c4"),), "of samples", percent, True),
 ]
 HEALTH = [
+    Chart(
+        "Entropy of the policy",
+        (("entropy/estimate", "estimate, −log π of the samples", "c1"), ("entropy/exact", "exact", "c4")),
+        "nats per token",
+        zero=True,
+    ),
+    Chart("KL, learner to reference", (("kl/reference", "k3 estimate", KL),), "nats per token", zero=True),
     Chart(
         "Staleness",
         (("staleness/mean", "mean", "c1"), ("staleness/max", "largest", "c4")),
@@ -82,13 +145,31 @@ HEALTH = [
         zero=True,
     ),
     Chart("Probability ratio", (("ratio/mean", "mean", "c1"), ("ratio/max", "largest", "c4")), "π_θ / π_prox"),
-    Chart("Clipped tokens", (("ratio/clip_fraction", "clipped", "c1"),), "of tokens", percent, True),
-    Chart("Rollout correction", (("correction/mean", "mean", "c3"),), "π_prox / π_b"),
+    Chart(
+        "Clipped tokens",
+        (
+            ("ratio/clip_fraction", "preference", PREFERENCE),
+            ("ratio/clip_fraction_adversarial", "adversarial", ADVERSARIAL),
+        ),
+        "of tokens",
+        percent,
+        True,
+    ),
+    Chart("Rollout correction", (("correction/mean", "mean", "c3"),), "κ"),
+    Chart(
+        "Tokens left out by the correction",
+        (("correction/masked_fraction", "κ = 0", "c4"),),
+        "of tokens",
+        percent,
+        zero=True,
+        nonzero=True,
+    ),
+    Chart("Effective sample size", (("importance/ess", "n_eff / n", "c1"),), "of tokens", percent, True),
     Chart("Gradient norm", (("learner/grad_norm", "before clipping", "c5"),), "norm", zero=True),
     Chart("Learning rate", (("learner/learning_rate", "learning rate", "c6"),), "per step", zero=True),
     Chart(
         "Queue",
-        (("queue/ready", "groups ready", "c1"), ("queue/leased", "prompts leased", "c2")),
+        (("queue/ready", "groups ready", "c1"), ("queue/open", "prompts leased", "c2")),
         "groups",
         zero=True,
     ),
@@ -128,7 +209,8 @@ class CheckRow(NamedTuple):
 def series(metrics: Metrics, key: str, name: str, colour: str) -> Series:
     """A metric over the steps that have it."""
     found = [(record["step"], record[key]) for record in metrics if key in record]
-    return Series(name, [step for step, _ in found], [value for _, value in found], colour)
+    style: Any = "dots" if key.startswith(DOTTED) else "plain" if key.startswith(PLAIN) else "smooth"
+    return Series(name, [step for step, _ in found], [value for _, value in found], colour, style)
 
 
 def line_figures(metrics: Metrics, charts: Sequence[Chart]) -> list[Figure]:
@@ -136,17 +218,39 @@ def line_figures(metrics: Metrics, charts: Sequence[Chart]) -> list[Figure]:
     made = []
     for chart in charts:
         lines = [series(metrics, *line) for line in chart.lines]
-        figure = line_chart(chart.title, lines, chart.unit, chart.show, chart.zero)
+        lines = [line for line in lines if any(line.ys) or not chart.nonzero]
+        figure = line_chart(chart.title, lines, chart.unit, chart.show, chart.zero, _span(metrics))
         if figure is not None:
             made.append(Figure(figure.title, figure.svg, figure.legend, chart.note))
     return made
 
 
+def _span(metrics: Metrics) -> tuple[float, float] | None:
+    """First and last step of the run: the same axis for what only some of its steps have."""
+    return (metrics[0]["step"], metrics[-1]["step"]) if metrics else None
+
+
 def share_figure(metrics: Metrics) -> Figure | None:
     """What part of the loss each term was, step by step."""
-    names = (("preference", PREFERENCE), ("demonstration", DEMONSTRATION), ("adversarial", ADVERSARIAL))
-    layers = [series(metrics, f"share/{name}", name, colour) for name, colour in names]
-    return stacked_chart("Shares of the weighted loss", layers, "|term| / sum", percent)
+    layers = [series(metrics, f"share/{name}", name, colour) for name, colour in TERMS]
+    return stacked_chart("Shares of the weighted loss", [s for s in layers if any(s.ys)], "|term| / sum", percent)
+
+
+def balance_figures(metrics: Metrics) -> list[Figure]:
+    """What the weights are tuned by: the weights, and what each term adds to loss and gradient."""
+    shares = share_figure(metrics)
+    return line_figures(metrics, [WEIGHTS]) + ([shares] if shares else []) + line_figures(metrics, GRADIENTS)
+
+
+def importance_figures(metrics: Metrics) -> list[Figure]:
+    """How far the sampled tokens' probabilities lie apart in learner and engine."""
+    names = {"min": "smallest", "p01": "1 %", "p50": "median", "p99": "99 %", "max": "largest"}
+    whole = [record for record in metrics if all(f"importance/{name}" in record for name in names)]
+    smallest, low, median, high, largest = (series(whole, f"importance/{k}", name, "c1") for k, name in names.items())
+    title, unit = "Importance weights", "π_θ / π_b per token"
+    figure = band_chart(title, low, median, high, [smallest, largest], unit, _span(metrics))
+    note = "Line: median. Band: 1 % to 99 % of the sampled tokens. Smallest and largest: under the pointer."
+    return [Figure(figure.title, figure.svg, figure.legend, note)] if figure else []
 
 
 def time_figure(metrics: Metrics) -> Figure | None:

@@ -21,6 +21,7 @@ from uniapl.report.axes import clock, compact, percent, points
 from uniapl.report.charts import MAX_POINTS, interval_chart, share_bar
 from uniapl.report.figures import AFTER, BEFORE
 from uniapl.report.samples import choose, paired_samples, shown
+from uniapl.report.words import objective_words
 from uniapl.runlog import RunError, read_metrics
 
 FOLDER = Path(__file__).parent
@@ -108,13 +109,14 @@ def render(run: Run) -> str:
         status=_status(run),
         facts=_facts(run),
         headline=_headline(run),
-        training=_training(run.metrics),
+        training=figures.line_figures(run.metrics, figures.TRAINING),
+        balance=figures.balance_figures(run.metrics),
         steps_per_point=max(1, -(-len(run.metrics) // MAX_POINTS)),
         training_checks=figures.training_checks(run.metrics),
         expert=figures.line_figures(run.metrics, figures.EXPERT_CHARTS),
         distributions=_distributions(run),
         checks=figures.check_rows(run.before, run.after),
-        health=figures.line_figures(run.metrics, figures.HEALTH),
+        health=figures.line_figures(run.metrics, figures.HEALTH) + figures.importance_figures(run.metrics),
         times=_times(run.metrics),
         samples=choose(paired_samples(run.before, run.after)),
         style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),  # noqa: S704 (our own file)
@@ -164,10 +166,7 @@ def _status(run: Run) -> dict[str, Any]:
 def _facts(run: Run) -> list[tuple[str, str]]:
     """The run in a few (name, value) pairs."""
     facts = [("Model", run.setting("model.path"))]
-    weights = {name: run.setting(f"objective.{name}.weight") for name in ("preference", "demonstration", "adversarial")}
-    if any(isinstance(weight, int | float) for weight in weights.values()):
-        facts.append(("Objective", " + ".join(f"{weight} · {name}" for name, weight in weights.items() if weight)))
-    facts.append(("Batch", _batch(run)))
+    facts += [("Objective", objective_words(run.setting("objective"))), ("Batch", _batch(run))]
     if run.metrics:
         seconds = sum(record.get("time/step", 0.0) for record in run.metrics)
         begun = run.metrics[0].get("time")
@@ -203,11 +202,6 @@ def _headline(run: Run) -> dict[str, Any]:
         "figure": interval_chart("Held-out pass rate", rates) if rates else None,
         "unscored": [(n, e.unscored) for n, e in (("before", run.before), ("after", run.after)) if e and e.unscored],
     }
-
-
-def _training(metrics: figures.Metrics) -> list[figures.Figure]:
-    shares = figures.share_figure(metrics)
-    return figures.line_figures(metrics, figures.TRAINING) + ([shares] if shares else [])
 
 
 def _distributions(run: Run) -> list[figures.Figure]:
