@@ -23,11 +23,15 @@ STEP = {
     "loss/adversarial": 0.02,
     "share/preference": 0.1,
     "share/demonstration": 0.7,
-    "share/adversarial": 0.2,
+    "share/adversarial": 0.15,
+    "share/kl": 0.05,
     "discriminator/gap": 0.41,
+    "discriminator/accuracy": 0.75,
+    "kl/reference": 0.0125,
+    "entropy/estimate": 1.0625,
     "staleness/mean": 1.0,
     "queue/ready": 8,
-    "queue/leased": 3,
+    "queue/open": 3,
     "tokens/generated_per_s": 830.2,
     "tokens/trained_per_s": 1234.5,
     "time/generate": 2.5,
@@ -76,6 +80,9 @@ def test_a_log_file_gets_one_plain_line_per_phase_note_and_step():
         "pass 25%",
         "loss 1.500",
         "queue 8/3",
+        "disc acc 75%",
+        "kl 0.013",
+        "entropy 1.062",
         "gen tok/s 830",
         "train 5.0",
         "3:36 left",
@@ -112,7 +119,7 @@ def test_the_table_shows_step_time_left_and_where_the_time_went():
     for title in ["reward", "pref", "demo", "adv", "expert gap", "stale", "queue", "gen tok/s", "train tok/s"]:
         assert title in shown
     assert "generate 31%" in shown and "train 62%" in shown
-    assert "preference 10%" in shown and "demonstration 70%" in shown
+    assert "preference 10%" in shown and "demonstration 70%" in shown and "kl 5%" in shown
 
 
 def test_bars_are_in_proportion_and_fill_the_width():

@@ -63,8 +63,11 @@ COLUMNS = [
     Column("demo", ("loss/demonstration",), _number, 5),
     Column("adv", ("loss/adversarial",), _number, 6),
     Column("expert gap", ("discriminator/gap",), _number, 7),
+    Column("disc acc", ("discriminator/accuracy",), _percent, 8),
     Column("stale", ("staleness/mean",), _tenths, 9),
-    Column("queue", ("queue/ready", "queue/leased"), _count, 10),
+    Column("kl", ("kl/reference",), _number, 6),
+    Column("entropy", ("entropy/estimate",), _number, 11),
+    Column("queue", ("queue/ready", "queue/open"), _count, 10),
     Column("gen tok/s", ("tokens/generated_per_s",), _count, 8),
     Column("train tok/s", ("tokens/trained_per_s",), _count, 8),
     Column("time", ("time/step",), duration, 3),
@@ -81,6 +84,7 @@ SHARES = [
     ("preference", "share/preference", "blue"),
     ("demonstration", "share/demonstration", "yellow"),
     ("adversarial", "share/adversarial", "magenta"),
+    ("kl", "share/kl", "cyan"),
 ]
 
 
