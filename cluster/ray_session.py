@@ -11,7 +11,6 @@ from cluster.placement import logical_cpus
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 
-
 # Ray would start an idle worker per CPU; ours all have an environment of their own and could not use them.
 NO_PRESTART = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
 
