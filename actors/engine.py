@@ -23,6 +23,7 @@ def environment(config: Config, gpu: bool) -> dict[str, str]:
         # `auto` binds every engine to the same first cores, whatever else runs there.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
+        "TORCHDYNAMO_DISABLE": "1",  # the engine runs eagerly: nothing is compiled, and nothing prepared for it
     }
 
 

@@ -11,6 +11,9 @@ from cluster.placement import logical_cpus
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 
+# Ray would start an idle worker per CPU; ours all have an environment of their own and could not use them.
+NO_PRESTART = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
+
 
 @contextmanager
 def ray_session(config: Config) -> Iterator[bool]:
@@ -30,6 +33,7 @@ def ray_session(config: Config) -> Iterator[bool]:
                 num_cpus=logical_cpus(config),
                 include_dashboard=False,
                 object_store_memory=int(config.cluster.object_store_gib * 2**30),
+                _system_config=NO_PRESTART,
                 **quiet,
             )
         else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 from uniapl.data.errors import DataError
 
 _MARK = "response"
+_PLAIN = ("TokenizersBackend", "PreTrainedTokenizerFast")
+"""Names of transformers' class for a tokenizer that is all in tokenizer.json."""
 
 
 class ChatEncoder:
@@ -30,12 +33,10 @@ class ChatEncoder:
         Raises:
             DataError: no such folder, no tokenizer in it, or no chat template.
         """
-        from transformers import AutoTokenizer
-
         if not Path(folder).is_dir():
             raise DataError(f"{folder}: no such folder; allowed: a Hugging Face folder with a chat template")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+            tokenizer = _tokenizer(Path(folder))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{folder}: no readable tokenizer ({error}); allowed: a Hugging Face folder") from None
         return cls(tokenizer)
@@ -63,6 +64,23 @@ class ChatEncoder:
     def decode(self, ids: list[int]) -> str:
         """The text of token ids, without special tokens."""
         return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _tokenizer(folder: Path) -> Any:
+    """The folder's tokenizer, as `AutoTokenizer` would load it.
+
+    That class imports torch and generation code, which takes seconds; a folder whose tokenizer is the plain
+    fast one, without code of its own, does not need it.
+    """
+    path = folder / "tokenizer_config.json"
+    said = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if said.get("tokenizer_class") in _PLAIN and "auto_map" not in said and (folder / "tokenizer.json").is_file():
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(str(folder), local_files_only=True)
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
 
 
 def _end_of_turn(tokenizer: Any) -> int:
