@@ -7,8 +7,8 @@ from torch import Tensor
 from learner.gradients import discard, local_partition, norms_and_cosines
 from learner.passes import Passes, Tally, plan_micro_batches
 from uniapl.config import LearnerConfig
-from uniapl.objective.rows import TERMS
 from uniapl.objective.sequences import TrainingSequence
+from uniapl.objective_config import TERMS
 
 OF_DEMONSTRATIONS = ("demonstration",)
 OF_SAMPLES = tuple(term for term in TERMS if term not in OF_DEMONSTRATIONS)

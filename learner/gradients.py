@@ -41,7 +41,7 @@ def norms_and_cosines(parts: dict[str, Tensor], device: Any) -> dict[str, float]
     """
     pairs = [(name, name) for name in parts] + list(combinations(parts, 2))
     dots = _over_ranks([_dot(parts[a], parts[b]) for a, b in pairs], device)
-    found = {pair: value for pair, value in zip(pairs, dots, strict=True)}
+    found = dict(zip(pairs, dots, strict=True))
     norms = {name: math.sqrt(found[name, name]) for name in parts}
     metrics = {f"gradient/norm_{name}": norm for name, norm in norms.items()}
     for a, b in combinations(parts, 2):

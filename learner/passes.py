@@ -9,10 +9,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from uniapl.config import LearnerConfig, ObjectiveConfig
+from uniapl.config import LearnerConfig
 from uniapl.objective.objective import rows_loss
-from uniapl.objective.rows import TERMS, Block, Rows, block_tokens, make_rows, share_prompts
+from uniapl.objective.rows import Block, Rows, block_tokens, make_rows, share_prompts
 from uniapl.objective.sequences import TrainingSequence
+from uniapl.objective_config import TERMS, ObjectiveConfig
 from uniapl.packing import pack_balanced
 
 MicroBatch = list[list[Block]]
@@ -98,8 +99,11 @@ class Passes:
                 tally.add(result.sums | {"loss/total": result.loss.item()} | _sizes(micro_batch, rows))
                 tally.log_ratios.append(result.log_ratio.cpu())
                 tally.bad += _not_finite(micro_batch, rows, result.token_loss)
+                if reference is not None:
+                    tally.add({"tokens/reference": result.sums["tokens/sampled"]})
                 if entropies is not None:
-                    tally.add({"sum/entropy": (entropies * rows.sampled).sum().item()})
+                    of_samples = (entropies * rows.sampled).sum().item()
+                    tally.add({"sum/entropy": of_samples, "tokens/entropy": result.sums["tokens/sampled"]})
 
     def _weights(self, terms: tuple[str, ...]) -> dict[str, float]:
         return {term: weight if term in terms else 0.0 for term, weight in self.weights.items()}

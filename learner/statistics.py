@@ -8,12 +8,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 from uniapl.objective.objective import REDUCED
-from uniapl.objective.rows import TERMS
+from uniapl.objective_config import TERMS
 
 QUANTILES = {"min": 0.0, "p01": 0.01, "p50": 0.5, "p99": 0.99, "max": 1.0}
 LARGEST_LOG = 700.0
 """exp of more is no finite float64."""
-_KEYS = (*REDUCED, "loss/total", "tokens/trained", "tokens/rows", "tokens/computed", "sum/entropy")
+_KEYS = (
+    *REDUCED,
+    "loss/total",
+    "tokens/trained",
+    "tokens/rows",
+    "tokens/computed",
+    "tokens/reference",
+    "tokens/entropy",
+    "sum/entropy",
+)
 
 
 def over_ranks(sums: dict[str, float], device: str) -> dict[str, float]:
@@ -23,8 +32,13 @@ def over_ranks(sums: dict[str, float], device: str) -> dict[str, float]:
     return dict(zip(_KEYS, values.tolist(), strict=True))
 
 
-def gathered(values: Tensor, device: str) -> Tensor:
-    """The values of all ranks, [N of all ranks], from [N] on each. A collective."""
+def gathered(parts: list[Tensor], device: str) -> Tensor:
+    """The values of all ranks as one, [values of all ranks], float64. A collective.
+
+    Args:
+        parts: this rank's, each [values].
+    """
+    values = torch.cat([part.double() for part in parts] or [torch.zeros(0, dtype=torch.float64)])
     sizes = [torch.zeros(1, dtype=torch.long, device=device) for _ in range(dist.get_world_size())]
     dist.all_gather(sizes, torch.tensor([len(values)], device=device))
     lengths = [int(size.item()) for size in sizes]
@@ -82,6 +96,10 @@ def _of_samples(t: dict[str, float], active: list[str]) -> dict[str, float]:
         "kl/behaviour": t["sum/kl"] / n,
         "entropy/estimate": t["sum/entropy_estimate"] / n,
     }
+    if t["tokens/reference"]:
+        found["kl/reference"] = t["sum/kl_reference"] / t["tokens/reference"]
+    if t["tokens/entropy"]:
+        found["entropy/exact"] = t["sum/entropy"] / t["tokens/entropy"]
     if "preference" in active:
         found["ratio/clip_fraction"] = t["sum/clipped"] / n
     if "adversarial" in active:
