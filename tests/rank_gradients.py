@@ -21,7 +21,7 @@ from uniapl.objective.sequences import training_sequences
 
 
 def main(spec: dict[str, Any], out: Path, rank: int) -> None:
-    """Of every case the gradients, in one pass and term by term, and the metrics of a step; of the first a checkpoint."""
+    """Of every case the gradients, in one pass and term by term, and the metrics of a step; a checkpoint."""
     ranks = spec["ranks"]
     found = {}
     for name, case in spec["cases"].items():
