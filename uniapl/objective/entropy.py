@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from uniapl.objective.logprobs import CHUNK_TOKENS
+from uniapl.objective.logprobs import chunk_tokens
 
 
 @torch.no_grad()
@@ -18,7 +18,7 @@ def token_entropy(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor
         temperature: [N], > 0.
     """
     scaled = (hidden / temperature[:, None]).to(hidden.dtype)
-    found = [_entropy(chunk @ weight.T) for chunk in scaled.split(CHUNK_TOKENS) if len(chunk)]
+    found = [_entropy(chunk @ weight.T) for chunk in scaled.split(chunk_tokens(len(weight))) if len(chunk)]
     return torch.cat(found) if found else hidden.new_zeros(0, dtype=torch.float32)
 
 

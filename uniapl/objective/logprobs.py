@@ -6,8 +6,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_TOKENS = 256
-"""Tokens whose logits exist at one time: 50 MB in float32 for a vocabulary of 50,000."""
+CHUNK_LOGITS = 1 << 24
+"""Logits that exist at one time: 64 MiB in float32, whatever the vocabulary."""
+FEWEST_TOKENS = 16
+"""Of a chunk: with fewer the matrix product is no longer one."""
+
+
+def chunk_tokens(vocabulary: int) -> int:
+    """How many tokens' logits are made at a time."""
+    return max(FEWEST_TOKENS, CHUNK_LOGITS // vocabulary)
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:
@@ -24,6 +31,6 @@ def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature:
     scaled = (hidden / temperature[:, None]).to(hidden.dtype)
     # PyTorch's own choice is a few tokens per chunk, and float32 arithmetic for bfloat16 input: 20 times slower.
     options = torch.nn.LinearCrossEntropyOptions(
-        batch_chunk_size=CHUNK_TOKENS, chunking_method=None, acc_policy="accurate"
+        batch_chunk_size=chunk_tokens(len(weight)), chunking_method=None, acc_policy="accurate"
     )
     return -F.linear_cross_entropy(scaled, weight, targets, reduction="none", options=options)
