@@ -128,6 +128,26 @@ class MixedBatch:
     demonstrations: list[Demonstration]
 
 
+def expert_scores(groups: list[Group]) -> dict[int, list[tuple[float | None, float | None]]]:
+    """`expert_score` and `expert_reference` of every sample of scored groups, by lease id."""
+    return {g.lease_id: [(s.expert_score, s.expert_reference) for s in _scores(g)] for g in groups}
+
+
+def put_expert_scores(groups: list[Group], found: dict[int, list[tuple[float | None, float | None]]]) -> None:
+    """Give another copy of the same groups the scores that `expert_scores` took from the first.
+
+    Raises:
+        KeyError: a group that is not among them.
+    """
+    for group in groups:
+        for score, (own, reference) in zip(_scores(group), found[group.lease_id], strict=True):
+            score.expert_score, score.expert_reference = own, reference
+
+
+def _scores(group: Group) -> list[Score]:
+    return [sample.score for sample in group.samples if sample.score is not None]
+
+
 # A consumed batch as kept in runs/<name>/batches/, one row per sample or demonstration.
 BATCH_SCHEMA = pa.schema(
     [
