@@ -18,7 +18,7 @@ POISONED = 383
 """A token that stands in one prompt alone."""
 
 
-def config(model: str, ranks: int, row_tokens: int) -> Config:
+def config(model: str, ranks: int, row_tokens: int, **learner: object) -> Config:
     return Config.model_validate(
         {
             "model": {"path": model},
@@ -31,7 +31,7 @@ def config(model: str, ranks: int, row_tokens: int) -> Config:
                     "cotrained": {"learning_rate": 1e-3},
                 },
             },
-            "learner": {"ranks": ranks, "dtype": "float32", "row_tokens": row_tokens},
+            "learner": {"ranks": ranks, "dtype": "float32", "row_tokens": row_tokens} | learner,
             "evaluation": {"prompts": 0},
         }
     )
@@ -109,7 +109,7 @@ def poisoned_step(discriminator: Any, rank: int, ranks: int) -> tuple[str, bool]
     return "no error", False
 
 
-def main(model: str, out: str, ranks: int, rank: int, row_tokens: int) -> None:
+def main(model: str, out: str, ranks: int, rank: int, row_tokens: int, learner: dict[str, object]) -> None:
     from learner.cotrained import CotrainedDiscriminator
     from learner.device import local_device
     from learner.zero import join_ranks
@@ -117,7 +117,7 @@ def main(model: str, out: str, ranks: int, rank: int, row_tokens: int) -> None:
     torch.set_num_threads(1)
     device, folder = local_device(0), Path(out)
     join_ranks(device, 120)
-    c = config(model, ranks, row_tokens)
+    c = config(model, ranks, row_tokens, **learner)
     discriminator = CotrainedDiscriminator(c, device, ranks)
     metrics, scores = [], {}
     for step in range(3):
@@ -160,4 +160,4 @@ def main(model: str, out: str, ranks: int, rank: int, row_tokens: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), json.loads(sys.argv[6]))

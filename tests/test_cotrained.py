@@ -134,9 +134,10 @@ class TestPreflight:
             check_discriminator(self.config(tiny, max_response_tokens=500))
 
 
-def run_ranks(model: Path, out: Path, ranks: int, row_tokens: int) -> list[dict[str, Any]]:
+def run_ranks(model: Path, out: Path, ranks: int, row_tokens: int, **learner: object) -> list[dict[str, Any]]:
     """Run `helpers_cotrained` on `ranks` processes of this machine; what each of them wrote."""
     out.mkdir()
+    script, given = helpers_cotrained.__file__, [str(model), str(out), str(ranks)]
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -149,7 +150,7 @@ def run_ranks(model: Path, out: Path, ranks: int, row_tokens: int) -> list[dict[
     }
     processes = [
         subprocess.Popen(
-            [sys.executable, helpers_cotrained.__file__, str(model), str(out), str(ranks), str(rank), str(row_tokens)],
+            [sys.executable, script, *given, str(rank), str(row_tokens), json.dumps(learner)],
             env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -173,7 +174,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def runs(tiny: Path, folder: Path) -> Runs:
     """The same work on one rank in few micro-batches, and on two that must cut every group."""
-    return {"one": run_ranks(tiny, folder / "one", 1, 4096), "two": run_ranks(tiny, folder / "two", 2, 64)}
+    return {
+        "one": run_ranks(tiny, folder / "one", 1, 4096),
+        "two": run_ranks(tiny, folder / "two", 2, 64, activation_checkpointing=True),
+    }
 
 
 def plain_scores(scorer: torch.nn.Module, batch: list[Group]) -> list[tuple[torch.Tensor, torch.Tensor]]:
@@ -248,6 +252,15 @@ class TestOnRanks:
         for rank in runs[name]:
             assert rank["error"] == "the discriminator's loss is nan; prompts: p993"
             assert rank["untouched"]
+
+
+def test_in_bfloat16_it_learns_too_and_scores_keep_their_digits(tiny: Path, folder: Path) -> None:
+    [rank] = run_ranks(tiny, folder / "low", 1, 256, dtype="bfloat16")
+    accuracy = [m["discriminator/accuracy"] for m in rank["learned"]]
+    assert sum(accuracy[-5:]) / 5 > 0.9
+    assert rank["resumed"] == rank["undisturbed"]
+    scores = torch.tensor([own for found in rank["scores"].values() for own, _ in found if own is not None])
+    assert (scores != scores.bfloat16()).float().mean() > 0.9
 
 
 def test_neither_ranks_nor_micro_batches_change_scores_and_metrics(runs: Runs) -> None:
