@@ -8,18 +8,22 @@ from typing import Any
 
 import ray
 
+from actors.queue import BatchRefs
 from cluster import run_folder
 from cluster.evaluation import evaluate
 from cluster.preflight import preflight
 from cluster.ray_session import ray_session
+from cluster.resume import checkpoint, restore
 from cluster.self_check import check_weight_round_trip
 from cluster.system import System
-from uniapl.config import Config
+from learner.nonfinite import NonFiniteError
+from uniapl.config import Config, ObjectiveConfig
 from uniapl.live import LiveTable
 from uniapl.metrics import batch_metrics, time_split
+from uniapl.objective.controllers import Controllers
 from uniapl.records import MixedBatch, Prompt
 from uniapl.report import write_report
-from uniapl.runlog import RunLog
+from uniapl.runlog import RunError, RunLog
 
 
 def train(config: Config, resume: bool = False) -> Path:
@@ -34,6 +38,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
     Raises:
         ConfigError, DataError: before any process starts.
+        RunError: the run cannot go on; one line that says why.
     """
     heldout = preflight(config)
     folder = run_folder.open_run(config, resume)
@@ -44,17 +49,18 @@ def train(config: Config, resume: bool = False) -> Path:
             with ray_session(config) as gpu, System(config, gpu) as system:
                 live.phase("loading engines, learner and reward service")
                 system.start()
-                first = _restore(system, folder, log) if resume else 0
+                controllers = Controllers(config.objective)
+                first = restore(system, controllers, folder, log) if resume else 0
                 live.phase("checking the weight round trip")
                 live.note(check_weight_round_trip(system, first))
                 _evaluate(system, folder, live, heldout, first, "before" if first == 0 else None)
                 live.phase("training")
                 system.begin_rollouts()
                 for step in range(first, config.run.steps):
-                    metrics = one_step(system, folder, step)
+                    metrics = one_step(system, controllers, folder, step)
                     log.log(step + 1, metrics)
                     live.step(step + 1, metrics)
-                    _checkpoint(system, folder, step + 1, live)
+                    checkpoint(system, controllers, folder, step + 1, live)
                 _evaluate(system, folder, live, heldout, config.run.steps, "after")
                 live.phase("writing the model")
                 system.learner.export(folder / "model")
@@ -65,8 +71,12 @@ def train(config: Config, resume: bool = False) -> Path:
     return report
 
 
-def one_step(system: System, folder: Path, step: int) -> dict[str, float]:
-    """Consume one mixed batch, step once, publish the new weights; returns the step's metrics."""
+def one_step(system: System, controllers: Controllers, folder: Path, step: int) -> dict[str, float]:
+    """Consume one mixed batch, step once, publish the new weights; returns the step's metrics.
+
+    Raises:
+        RunError: loss or gradient is not finite; the batch is in the folder's failed/ then.
+    """
     began = time.monotonic()
     refs = system.next_batch()
     waited = time.monotonic() - began
@@ -75,14 +85,14 @@ def one_step(system: System, folder: Path, step: int) -> dict[str, float]:
     batch = MixedBatch(step, ray.get([entry.ref for entry in refs.groups]), refs.demonstrations)
 
     ready = time.monotonic()
-    learned = system.learner.step(
-        step, [entry.ref for entry in refs.groups], [entry.tokens for entry in refs.groups], refs.demonstrations
-    )
+    weights = controllers.weights(step)
+    learned = _learn(system, folder, refs, batch, weights)
     trained = time.monotonic()
     sent = system.publish(step + 1)
     published = time.monotonic()
 
-    metrics = batch_metrics(batch) | learned | sent
+    metrics = batch_metrics(batch) | learned | sent | _weight_metrics(system.config.objective, weights)
+    controllers.update(step, metrics)
     metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in refs.groups])
     metrics |= {"time/train": trained - ready, "time/broadcast": published - trained}
     if metrics["time/generate"] > 0:
@@ -95,38 +105,26 @@ def one_step(system: System, folder: Path, step: int) -> dict[str, float]:
     return metrics
 
 
+def _learn(
+    system: System, folder: Path, refs: BatchRefs, batch: MixedBatch, weights: dict[str, float]
+) -> dict[str, float]:
+    groups, tokens = [entry.ref for entry in refs.groups], [entry.tokens for entry in refs.groups]
+    try:
+        return system.learner.step(batch.step, groups, tokens, refs.demonstrations, weights)
+    except NonFiniteError as error:
+        kept = run_folder.save_batch(folder, batch, "failed")
+        raise RunError(f"step {batch.step + 1}: {error}; the batch is in {kept}") from None
+
+
+def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, float]:
+    """Of the terms that count at some time."""
+    ever = [term for term, coefficient in objective.coefficients.items() if coefficient.ever_positive]
+    return {f"weight/{term}": weights[term] for term in ever}
+
+
 def _queue_metrics(stats: dict[str, Any]) -> dict[str, float]:
-    keys = ("ready", "open", "dropped_stale", "dropped_unscored", "regenerated", "expired")
+    keys = ("ready", "open", "dropped_stale", "dropped_unscored", "regenerated", "resampled", "kept_equal", "expired")
     return {f"queue/{key}": float(stats[key]) for key in keys if key in stats}
-
-
-def _restore(system: System, folder: Path, log: RunLog) -> int:
-    """Load the newest whole checkpoint; returns the optimizer steps it holds, 0 without one."""
-    found = run_folder.newest_checkpoint(folder)
-    if found is None:
-        log.truncate_after(0)
-        return 0
-    step, place = found
-    system.learner.load(place)
-    ray.get(system.queue.load_state.remote(run_folder.read_json(place / "queue.json")))
-    log.truncate_after(step)
-    return step
-
-
-def _checkpoint(system: System, folder: Path, step: int, live: LiveTable) -> None:
-    """Every `run.checkpoint_every` steps, and after the last one."""
-    run = system.config.run
-    due = run.checkpoint_every and step % run.checkpoint_every == 0
-    if not due and step != run.steps:
-        return
-    began = time.monotonic()
-
-    def write(place: Path) -> None:
-        system.learner.save(place)
-        run_folder.write_json(place / "queue.json", ray.get(system.queue.state.remote(step)))
-
-    place = run_folder.save_checkpoint(folder, step, run.keep_last, write)
-    live.note(f"checkpoint {place} in {time.monotonic() - began:.1f} s")
 
 
 def _evaluate(

@@ -51,14 +51,15 @@ def installed_versions() -> dict[str, str]:
     return found
 
 
-def save_batch(folder: Path, batch: MixedBatch) -> None:
-    """Keep a batch as it was consumed, in batches/step-NNNNN.arrow."""
+def save_batch(folder: Path, batch: MixedBatch, part: str = "batches") -> Path:
+    """Keep a batch as it was consumed, in PART/step-NNNNN.arrow of the run's folder; returns the path."""
     table = batch_table(batch)
-    path = folder / "batches" / f"step-{batch.step:05d}.arrow"
+    path = folder / part / f"step-{batch.step:05d}.arrow"
+    path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")
     with pa.OSFile(str(partial), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
-    partial.replace(path)
+    return partial.replace(path)
 
 
 def save_checkpoint(folder: Path, step: int, keep_last: int, write: Callable[[Path], None]) -> Path:

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from learner.nonfinite import NonFiniteError
 from learner.worker import LearnerRank
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
@@ -34,7 +35,12 @@ class LearnerGroup:
         return [rank.start.remote(host, port) for rank in self.ranks]
 
     def step(
-        self, number: int, groups: list[Any], tokens: list[int], demonstrations: list[Demonstration]
+        self,
+        number: int,
+        groups: list[Any],
+        tokens: list[int],
+        demonstrations: list[Demonstration],
+        weights: dict[str, float],
     ) -> dict[str, float]:
         """One optimizer step over a batch, shared out so that every rank has about as many tokens.
 
@@ -43,14 +49,21 @@ class LearnerGroup:
             groups: references to the batch's groups.
             tokens: of each group.
             demonstrations: of the batch.
+            weights: of every term in this step.
+
+        Raises:
+            NonFiniteError: loss or gradient; the weights are as they were.
         """
         costs = tokens + [len(d.prompt_ids) + len(d.response_ids) for d in demonstrations]
         calls = []
         for rank, share in zip(self.ranks, partition(costs, len(self.ranks)), strict=True):
             mine = [groups[i] for i in sorted(share) if i < len(groups)]
             shown = [demonstrations[i - len(groups)] for i in sorted(share) if i >= len(groups)]
-            calls.append(rank.step.remote(number, mine, shown))
-        return self._all(calls)[0]
+            calls.append(rank.step.remote(number, mine, shown, weights))
+        try:
+            return self._all(calls)[0]
+        except NonFiniteError as error:  # every rank raises the same one; without Ray's wrapping and its traceback
+            raise getattr(error, "cause", error) from None
 
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
         """Log-probabilities of the response tokens under the present weights."""

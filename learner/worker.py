@@ -12,9 +12,10 @@ import torch
 
 from learner import checkpoint
 from learner.device import local_device, set_threads
-from learner.step import plan_micro_batches, train_step
+from learner.passes import plan_micro_batches
+from learner.step import train_step
 from learner.weight_sender import WeightSender
-from learner.zero import build_engine, join_ranks
+from learner.zero import build_engine, build_reference, join_ranks
 from uniapl.config import Config
 from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
@@ -54,16 +55,22 @@ class LearnerRank:
         join_ranks(self._device, c.cluster.step_timeout_s)
         policy = load_policy(c.model.path, c.learner.activation_checkpointing)
         self._engine = build_engine(policy, c.learner, ranks)
+        self._reference = None
+        if c.objective.kl.weight.ever_positive:  # what training began from, also in a run that goes on
+            frozen = load_policy(c.objective.kl.reference or c.model.path)
+            self._reference = build_reference(frozen, c.learner, ranks)
         self._sender = WeightSender(
             self._engine.module, DTYPES[c.rollout.dtype], self._device, self._rank, c.cluster.broadcast_timeout_s
         )
 
-    def step(self, number: int, groups: list[Any], demonstrations: list[Demonstration]) -> dict[str, float]:
+    def step(
+        self, number: int, groups: list[Any], demonstrations: list[Demonstration], weights: dict[str, float]
+    ) -> dict[str, float]:
         """One optimizer step on this rank's share; `groups` are references to `Group`s."""
         c = self._config
         batch = MixedBatch(number, ray.get(groups), demonstrations)
         rate = learning_rate(number, c.run.steps, c.learner)
-        return train_step(self._engine, batch, c, rate, self._device.torch_device)
+        return train_step(self._engine, batch, c, weights, rate, self._device.torch_device, self._reference)
 
     @torch.no_grad()
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:

@@ -56,6 +56,19 @@ def build_engine(policy: nn.Module, config: LearnerConfig, ranks: int) -> deepsp
     return engine
 
 
+def build_reference(policy: nn.Module, config: LearnerConfig, ranks: int) -> deepspeed.DeepSpeedEngine:
+    """Shard a frozen `policy` over the ranks, without gradients and without an optimizer.
+
+    Args:
+        policy: the same weights on every rank.
+        config: whose `dtype` says what it computes in.
+        ranks: of the process group.
+    """
+    policy.eval().requires_grad_(False)
+    engine, *_ = deepspeed.initialize(model=policy, config=_sharded(config, ranks))
+    return engine
+
+
 def _decay_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     """Matrices decay, vectors (norms) do not."""
     parameters = [p for p in policy.parameters() if p.requires_grad]
@@ -68,6 +81,15 @@ def _decay_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]
 
 
 def _engine_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
+    return _sharded(config, ranks) | {
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": config.max_grad_norm,
+        "zero_allow_untested_optimizer": True,
+    }
+
+
+def _sharded(config: LearnerConfig, ranks: int) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": 3, "overlap_comm": False}
     # A single rank has nobody to share with: releasing and gathering its own weights would only copy them.
     zero["stage3_param_persistence_threshold"] = PERSIST_WHOLE_MODEL if ranks == 1 else 10_000
@@ -75,12 +97,4 @@ def _engine_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
     if config.dtype == "bfloat16":
         # Weights and arithmetic in bfloat16; master weights, gradient sums and optimizer stay float32.
         low = {"bf16": {"enabled": True}, "data_types": {"grad_accum_dtype": "fp32"}}
-    return low | {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": config.max_grad_norm,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "steps_per_print": 10**9,
-    }
+    return low | {"train_micro_batch_size_per_gpu": 1, "zero_optimization": zero, "steps_per_print": 10**9}

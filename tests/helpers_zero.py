@@ -1,96 +1,143 @@
-"""One ZeRO-3 rank as a script: gradients, a step, a checkpoint, on the tiny model. Started by test_zero.py."""
+"""ZeRO-3 ranks as scripts on the tiny model. `test_zero.py` and its neighbours start them with `run_ranks`."""
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import socket
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from learner import checkpoint
-from learner.device import local_device
-from learner.step import _all_sum, _run_micro_batches, plan_micro_batches, train_step
-from learner.zero import build_engine, join_ranks
 from uniapl.config import Config
-from uniapl.objective.rows import count_tokens
-from uniapl.objective.sequences import training_sequences
 from uniapl.packing import partition
-from uniapl.policy import PREFIX, load_policy
+from uniapl.policy import PREFIX
 from uniapl.records import Demonstration, Group, MixedBatch, Prompt, Sample, Score, VersionSpan
 
+ROOT = Path(__file__).resolve().parent.parent
+WEIGHTED = {
+    "preference": {"weight": 0.7},
+    "demonstration": {"weight": 0.3},
+    "adversarial": {"weight": 0.2, "discriminator": "embedding"},
+}
 
-def config(model: str, ranks: int, row_tokens: int, **learner: object) -> Config:
+
+def run_ranks(script: str, out: Path, ranks: int, spec: dict[str, Any]) -> Path:
+    """Call `script`.main(spec, out, rank) in `ranks` processes that have joined; returns `out`."""
+    out.mkdir(parents=True)
+    (out / "spec.json").write_text(json.dumps(spec | {"ranks": ranks}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    base = os.environ | {
+        "DS_ACCELERATOR": "cpu",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(ranks),
+        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+    }
+    processes = [
+        subprocess.Popen(
+            [sys.executable, __file__, script, str(out)],
+            env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(ranks)
+    ]
+    try:
+        logs = [p.communicate(timeout=240)[0] for p in processes]
+    finally:
+        for p in processes:
+            p.kill()
+    assert [p.returncode for p in processes] == [0] * ranks, "\n".join(log[-3000:] for log in logs)
+    return out
+
+
+def config(model: str, objective: dict[str, Any] = WEIGHTED, **learner: object) -> Config:
     return Config.model_validate(
         {
             "model": {"path": model},
             "data": {"train": ["unused"], "max_prompt_tokens": 16, "max_response_tokens": 16},
             "rollout": {"max_tokens": 16, "temperature": 0.8, "max_model_len": 64},
-            "objective": {
-                "preference": {"weight": 0.7},
-                "demonstration": {"weight": 0.3},
-                "adversarial": {"weight": 0.2, "discriminator": "embedding"},
-            },
-            "learner": {"ranks": ranks, "dtype": "float32", "row_tokens": row_tokens} | learner,
+            "objective": {"diagnostics_every": 0} | objective,
+            "learner": {"dtype": "float32", "row_tokens": 4096, "learning_rate": 1e-2} | learner,
             "evaluation": {"prompts": 0},
         }
     )
 
 
-def batch() -> MixedBatch:
-    """Three groups of four samples (one without an expert score) and five demonstrations, of uneven lengths."""
+def batch(step: int = 0, huge: float = 0.0) -> MixedBatch:
+    """Three groups of four samples (one without an expert score) and five demonstrations, of uneven lengths.
+
+    Args:
+        huge: added to the reward of the first sample of the second group.
+    """
     groups = []
     for g in range(3):
         samples = []
         for i in range(4):
             length = 1 + (5 * g + 3 * i) % 11
             ids = [20 + (7 * g + 3 * i + t) % 300 for t in range(length)]
-            score = Score(reward=float((g + i) % 3), expert_score=None if g == 2 else 0.1 * i)
+            reward = float((g + i) % 3) + (huge if (g, i) == (1, 0) else 0.0)
+            score = Score(reward=reward, expert_score=None if g == 2 else 0.1 * i)
             spans = [VersionSpan(0, length, 0)]
             samples.append(Sample(ids, [-5.0 - 0.1 * t for t in range(length)], spans, "", "stop", score))
         groups.append(Group(g, Prompt(f"p{g}", [], list(range(5, 9 + g))), samples, "a"))
     shown = [Demonstration(f"d{i}", [5, 6, 7 + i], [30 + i + t for t in range(2 + i)]) for i in range(5)]
-    return MixedBatch(0, groups, shown)
+    return MixedBatch(step, groups, shown)
 
 
-def share(rank: int, ranks: int) -> MixedBatch:
-    """This rank's part of `batch()`, as the learner group would give it."""
-    whole = batch()
+def share(whole: MixedBatch, rank: int, ranks: int) -> MixedBatch:
+    """This rank's part of a batch, as the learner group would give it."""
     items = [*whole.groups, *whole.demonstrations]
     costs = [i.tokens if isinstance(i, Group) else len(i.prompt_ids) + len(i.response_ids) for i in items]
     mine = [items[i] for i in partition(costs, ranks)[rank]]
-    return MixedBatch(0, [i for i in mine if isinstance(i, Group)], [i for i in mine if isinstance(i, Demonstration)])
+    groups = [i for i in mine if isinstance(i, Group)]
+    return MixedBatch(whole.step, groups, [i for i in mine if isinstance(i, Demonstration)])
 
 
-def full_gradients(engine: torch.nn.Module) -> dict[str, torch.Tensor]:
+def full_gradients(engine: Any) -> dict[str, torch.Tensor]:
+    """By the parameter's name in the Hugging Face model; a collective."""
     from deepspeed.utils import safe_get_full_grad
 
     found = {name.removeprefix(PREFIX): safe_get_full_grad(p) for name, p in engine.module.named_parameters()}
     return {name: gradient.clone() for name, gradient in found.items()}
 
 
-def main(model: str, out: str, ranks: int, rank: int, row_tokens: int) -> None:
+def full_weights(engine: Any) -> torch.Tensor:
+    """The float32 master weights end to end; a collective."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    return torch.cat([safe_get_full_fp32_param(p).flatten() for p in engine.module.parameters()])
+
+
+def open_engine(c: Config, ranks: int, model: str | None = None) -> tuple[Any, Any]:
+    """The policy's engine and, where the configuration weighs it, the reference's."""
+    from learner.zero import build_engine, build_reference
+    from uniapl.policy import load_policy
+
+    policy = load_policy(model or c.model.path, c.learner.activation_checkpointing)
+    engine = build_engine(policy, c.learner, ranks)
+    if not c.objective.kl.weight.ever_positive:
+        return engine, None
+    return engine, build_reference(load_policy(c.objective.kl.reference or c.model.path), c.learner, ranks)
+
+
+def _start(script: str, out: Path) -> None:
+    from learner.device import local_device
+    from learner.zero import join_ranks
+
     torch.set_num_threads(1)
     join_ranks(local_device(0), 120)
-    c = config(model, ranks, row_tokens)
-    engine = build_engine(load_policy(model), c.learner, ranks)
-    mine = share(rank, ranks)
-    sequences = training_sequences(mine, c.objective, c.rollout.temperature)
-    counts = _all_sum(count_tokens(sequences), "cpu")
-    _run_micro_batches(engine, plan_micro_batches(sequences, c.learner, "cpu"), counts, c, "cpu")
-    gradients = full_gradients(engine)
-    engine.step()
-    folder = Path(out)
-    checkpoint.save_engine(engine, folder)
-    first = train_step(engine, mine, c, 1e-3, "cpu")
-    again = build_engine(load_policy(model), c.learner, ranks)
-    checkpoint.load_engine(again, folder)
-    second = train_step(again, mine, c, 1e-3, "cpu")
-    checkpoint.export_model(again, model, folder / "model", rank)
-    if rank == 0:
-        torch.save(gradients, folder / "gradients.pt")
-        (folder / "steps.json").write_text(json.dumps([first, second]))
+    spec = json.loads((out / "spec.json").read_text())
+    importlib.import_module(script).main(spec, out, int(os.environ["RANK"]))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]))
+    _start(sys.argv[1], Path(sys.argv[2]))

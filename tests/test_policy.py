@@ -9,10 +9,11 @@ import torch
 from helpers_tiny import tiny_model
 from transformers import AutoModelForCausalLM
 
+from uniapl.objective.entropy import token_entropy
 from uniapl.objective.logprobs import token_logprobs
 from uniapl.objective.rows import block_tokens, make_rows, share_prompts
 from uniapl.objective.sequences import TrainingSequence
-from uniapl.policy import load_policy
+from uniapl.policy import TokenLogprobHead, load_policy
 
 
 def sequences() -> list[TrainingSequence]:
@@ -115,8 +116,29 @@ def test_logprobs_agree_with_a_direct_softmax_in_value_and_gradient() -> None:
         assert torch.allclose(ours, theirs, atol=1e-9)
 
 
-def test_an_output_layer_with_a_bias_is_refused() -> None:
-    from uniapl.objective.logprobs import TokenLogprobHead
+def test_exact_entropy_of_every_target_at_its_temperature(tiny: Path) -> None:
+    policy = load_policy(str(tiny))
+    plain = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    rows = make_rows([[[s] for s in sequences()]])
+    logprobs, entropy = policy(rows, entropy=True)
+    expected = []
+    for s in sequences():
+        logits = plain(input_ids=torch.tensor([s.prompt_ids + s.response_ids])).logits[0, len(s.prompt_ids) - 1 : -1]
+        expected.append(torch.distributions.Categorical(logits=logits.double() / s.temperature).entropy())
+    assert (entropy - torch.cat(expected)).abs().max() <= 1e-5
+    assert not entropy.requires_grad
+    assert torch.equal(logprobs, policy(rows)), "asking for the entropy changes no log-probability"
 
+
+def test_entropy_over_many_chunks_agrees_with_the_formula() -> None:
+    torch.manual_seed(0)
+    hidden, weight = torch.randn(600, 8, dtype=torch.float64), torch.randn(50, 8, dtype=torch.float64)
+    temperature = torch.rand(600, dtype=torch.float64) + 0.5
+    p = ((hidden @ weight.T) / temperature[:, None]).softmax(-1)
+    assert torch.allclose(token_entropy(hidden, weight, temperature), -(p * p.log()).sum(-1), atol=1e-12)
+    assert token_entropy(hidden[:0], weight, temperature[:0]).shape == (0,)
+
+
+def test_an_output_layer_with_a_bias_is_refused() -> None:
     with pytest.raises(ValueError, match="bias"):
         TokenLogprobHead(torch.nn.Linear(4, 8, bias=True))

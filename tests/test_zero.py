@@ -2,118 +2,204 @@
 
 from __future__ import annotations
 
-import json
-import os
-import socket
-import subprocess
-import sys
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import helpers_zero
 import pytest
 import torch
+from helpers_tiny import tiny_model
+from helpers_zero import WEIGHTED, run_ranks
+from oracle_objective import Known, oracle_terms
 from transformers import AutoModelForCausalLM
 
 from uniapl.config import Config
-from uniapl.objective.sequences import TrainingSequence, training_sequences
+from uniapl.objective.controllers import Controllers
+from uniapl.records import MixedBatch
 
-ROOT = Path(__file__).resolve().parent.parent
+TERMS = ("demonstration", "preference", "adversarial", "kl")
+SAME = 1e-5
+LONG, SHORT = 4096, 32
+"""Rows: all sequences in one, and about one sequence in each."""
 
 
-def run_ranks(model: Path, out: Path, ranks: int, row_tokens: int) -> Path:
-    """Run `helpers_zero` on `ranks` processes of this machine."""
-    out.mkdir()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    base = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(ranks),
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
+def objectives(reference: str) -> dict[str, dict[str, Any]]:
+    """Objectives that between them use every way to weigh tokens and to average."""
+    kl = {"weight": 0.4, "reference": reference}
+    preference, adversarial = WEIGHTED["preference"], WEIGHTED["adversarial"]
+    return {
+        "token": WEIGHTED,
+        "sequence": WEIGHTED
+        | {
+            "preference": preference | {"average": "sequence"},
+            "adversarial": adversarial | {"average": "constant"},
+            "kl": kl | {"average": "sequence"},
+            "surrogate": {"ratio": "sequence", "correction": "sequence"},
+        },
+        "constant": WEIGHTED
+        | {
+            "preference": preference | {"average": "constant", "advantage_std": False},
+            "adversarial": adversarial | {"average": "sequence"},
+            "demonstration": {"weight": 0.3, "token_weight": "chord_phi"},
+            "kl": kl,
+            "surrogate": {"correction": "mask"},
+        },
     }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, helpers_zero.__file__, str(model), str(out), str(ranks), str(rank), str(row_tokens)],
-            env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    logs = [p.communicate(timeout=240)[0] for p in processes]
-    assert [p.returncode for p in processes] == [0] * ranks, logs[0][-3000:]
-    return out
 
 
-def plain_logprobs(model: torch.nn.Module, s: TrainingSequence) -> torch.Tensor:
-    """Of one sequence alone: no packing, no padding, full logits, float64 softmax."""
-    ids = torch.tensor([s.prompt_ids + s.response_ids])
-    logits = model(input_ids=ids).logits[0, len(s.prompt_ids) - 1 : -1].double() / s.temperature
-    return logits.log_softmax(-1)[torch.arange(len(s.response_ids)), torch.tensor(s.response_ids)]
-
-
-def plain_loss(model: torch.nn.Module, config: Config) -> torch.Tensor:
-    """METHOD in its slow form: every term a sum over tokens, divided by its own count."""
-    o = config.objective
-    totals, counts = [0.0, 0.0, 0.0], [0, 0, 0]
-    for s in training_sequences(helpers_zero.batch(), o, config.rollout.temperature):
-        logp = plain_logprobs(model, s)
-        n = len(s.response_ids)
-        if s.demonstration:
-            totals[0], counts[0] = totals[0] - logp.sum(), counts[0] + n
-            continue
-        kappa = torch.exp(logp.detach() - torch.tensor(s.behaviour_logprobs)).clamp(max=o.preference.correction_cap)
-        ratio = torch.exp(logp - logp.detach())
-        for i, advantage in ((1, s.preference_advantage), (2, s.adversarial_advantage)):
-            if advantage is not None:
-                clipped = ratio.clamp(0.8, 1.2)
-                totals[i] = totals[i] - (kappa * torch.minimum(ratio * advantage, clipped * advantage)).sum()
-                counts[i] += n
-    weights = (o.demonstration.weight, o.preference.weight, o.adversarial.weight)
-    return sum(w * t / c for w, t, c in zip(weights, totals, counts, strict=True))
-
-
-def plain_gradients(model_path: Path) -> dict[str, torch.Tensor]:
-    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float32)
-    plain_loss(model, helpers_zero.config(str(model_path), 1, 64)).backward()
-    return {name: p.grad for name, p in model.named_parameters()}
+def cases(reference: str, row_tokens: int) -> dict[str, dict[str, Any]]:
+    found: dict[str, dict[str, Any]] = {
+        name: {"objective": objective, "row_tokens": row_tokens} for name, objective in objectives(reference).items()
+    }
+    learner = {"share_prompts": False, "activation_checkpointing": True, "micro_batch_rows": 2}
+    found["constant, checkpointing, unshared"] = found["constant"] | {"learner": learner}
+    found["sequence, checkpointing, shared"] = found["sequence"] | {"learner": {"activation_checkpointing": True}}
+    return found
 
 
 @pytest.fixture(scope="module")
-def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def reference(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Another random model."""
+    return str(tiny_model(tmp_path_factory.mktemp("reference"), seed=5))
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Path, reference: str, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     base = tmp_path_factory.mktemp("zero")
     return {
-        "1 rank, long rows": run_ranks(tiny, base / "a", 1, 4096),
-        "2 ranks, short rows": run_ranks(tiny, base / "b", 2, 32),
+        name: run_ranks(
+            "rank_gradients",
+            base / str(ranks),
+            ranks,
+            {"model": str(tiny), "cases": cases(reference, rows), "checkpoint": rows},
+        )
+        for name, ranks, rows in (("1 rank, long rows", 1, LONG), ("2 ranks, short rows", 2, SHORT))
     }
 
 
-@pytest.mark.parametrize("name", ["1 rank, long rows", "2 ranks, short rows"])
-def test_gradients_equal_plain_pytorch(runs: dict[str, Path], tiny: Path, name: str) -> None:
-    expected = plain_gradients(tiny)
-    found = torch.load(runs[name] / "gradients.pt", weights_only=True)
+@pytest.fixture(scope="module")
+def found(runs: dict[str, Path]) -> dict[str, dict[str, Any]]:
+    return {name: torch.load(folder / "found.pt", weights_only=True) for name, folder in runs.items()}
+
+
+def plain_logprobs(model: torch.nn.Module, whole: MixedBatch, temperature: float) -> dict[str, torch.Tensor]:
+    """Of every response alone: no packing, no padding, full logits, float64 softmax."""
+
+    def of(prompt: list[int], response: list[int], t: float) -> torch.Tensor:
+        logits = model(input_ids=torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1].double() / t
+        return logits.log_softmax(-1)[torch.arange(len(response)), torch.tensor(response)]
+
+    values = {d.id: of(d.prompt_ids, d.response_ids, 1.0) for d in whole.demonstrations}
+    for group in whole.groups:
+        for i, sample in enumerate(group.samples):
+            values[f"{group.prompt.id}/{i}"] = of(group.prompt.token_ids, sample.token_ids, temperature)
+    return values
+
+
+def plain_gradients(model_path: Path, config: Config) -> dict[str, dict[str, torch.Tensor]]:
+    """The gradient of weight x term for every term, by autograd on the slow form of the objective."""
+    model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
+    frozen = AutoModelForCausalLM.from_pretrained(config.objective.kl.reference or model_path, dtype=torch.float64)
+    whole, t = helpers_zero.batch(), config.rollout.temperature
+    with torch.no_grad():
+        others = plain_logprobs(frozen, whole, t)
+    known = {
+        name: Known(value, value.detach(), others[name]) for name, value in plain_logprobs(model, whole, t).items()
+    }
+    weights = Controllers(config.objective).weights(0)
+    terms = oracle_terms(whole, config.objective, known, weights["adversarial"], config.rollout.max_tokens)
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = {}
+    for term, value in terms.items():
+        if weights[term] > 0:
+            gradients = torch.autograd.grad(weights[term] * value, parameters, retain_graph=True)
+            found[term] = dict(zip(names, gradients, strict=True))
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(tiny: Path, reference: str) -> dict[str, dict[str, dict[str, torch.Tensor]]]:
+    """The plain gradients by objective and term."""
+    built = {name: helpers_zero.config(str(tiny), o) for name, o in objectives(reference).items()}
+    return {name: plain_gradients(tiny, config) for name, config in built.items()}
+
+
+RUNS = ["1 rank, long rows", "2 ranks, short rows"]
+CASES = list(cases("", 1))
+
+
+def relative(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> float:
+    """The largest relative difference of any parameter's gradient."""
     assert found.keys() == expected.keys()
-    for key, gradient in expected.items():
-        difference = (found[key] - gradient).norm() / gradient.norm()
-        assert difference <= 1e-5, f"{key}: relative difference {difference:.1e}"
+    return max(float((found[k] - expected[k]).norm() / expected[k].norm()) for k in expected)
 
 
-def test_a_loaded_checkpoint_continues_to_the_bit(runs: dict[str, Path]) -> None:
-    for folder in runs.values():
-        undisturbed, resumed = json.loads((folder / "steps.json").read_text())
+def flat(gradient: dict[str, torch.Tensor]) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in gradient.values()])
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("run", RUNS)
+class TestGradients:
+    @pytest.mark.parametrize("way", ["once", "by term"])
+    def test_they_equal_plain_pytorch(self, run: str, case: str, way: str, found: Any, expected: Any) -> None:
+        terms = expected[case.split(",")[0]].values()
+        total = {name: sum(gradient[name] for gradient in terms) for name in next(iter(terms))}
+        assert relative(found[run][case][way], total) <= SAME
+
+    @pytest.mark.parametrize("way", ["once", "by term"])
+    def test_the_norm_is_deepspeeds_own(self, run: str, case: str, way: str, found: Any) -> None:
+        ours, theirs = found[run][case][f"norm {way}"], found[run][case][f"DeepSpeed's norm {way}"]
+        assert ours == pytest.approx(theirs, rel=1e-6)
+        assert ours == pytest.approx(flat(found[run][case][way]).norm().item(), rel=1e-5)
+
+    def test_a_step_with_diagnostics_is_the_step_without(self, run: str, case: str, found: Any) -> None:
+        """The step changes the weights by a tenth of their norm (`config` in helpers_zero)."""
+        once, by_term = found[run][case]["weights once"], found[run][case]["weights by term"]
+        assert (by_term - once).norm() <= SAME * once.norm()
+
+    def test_diagnostics_are_the_norms_and_cosines_of_the_terms(
+        self, run: str, case: str, found: Any, expected: Any
+    ) -> None:
+        parts = {term: flat(gradient) for term, gradient in expected[case.split(",")[0]].items()}
+        wanted = {f"gradient/norm_{term}": part.norm().item() for term, part in parts.items()}
+        for a, b in combinations([t for t in TERMS if t in parts], 2):
+            cosine = torch.dot(parts[a], parts[b]) / (parts[a].norm() * parts[b].norm())
+            wanted[f"gradient/cosine_{a}_{b}"] = cosine.item()
+        assert found[run][case]["diagnostics"] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+def test_a_loaded_checkpoint_continues_to_the_bit(found: Any) -> None:
+    for run in RUNS:
+        undisturbed, resumed = found[run]["checkpoint"]
         keys = ("loss/total", "learner/grad_norm", "expert/nll", "kl/behaviour")
         assert [undisturbed[k] for k in keys] == [resumed[k] for k in keys]
 
 
-def test_metrics_do_not_depend_on_ranks_and_packing(runs: dict[str, Path]) -> None:
-    one, two = (json.loads((folder / "steps.json").read_text())[0] for folder in runs.values())
+@pytest.mark.parametrize("case", CASES)
+def test_metrics_do_not_depend_on_ranks_and_packing(case: str, found: Any) -> None:
+    one, two = (found[run][case]["metrics"] for run in RUNS)
     assert one.keys() == two.keys()
     of_packing = {"tokens/trained_per_s", "tokens/computed", "learner/packing_efficiency"}
     for key in one.keys() - of_packing:
         assert two[key] == pytest.approx(one[key], rel=1e-4, abs=1e-7), key
+
+
+def test_importance_weights_are_those_of_the_sampled_tokens(tiny: Path, found: Any) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    whole = helpers_zero.batch()
+    with torch.no_grad():
+        values = plain_logprobs(model, whole, 0.8)
+    logs = [
+        values[f"{g.prompt.id}/{i}"] - torch.tensor(s.logprobs) for g in whole.groups for i, s in enumerate(g.samples)
+    ]
+    weights = torch.cat(logs).exp().sort().values
+    n, metrics = len(weights), found["2 ranks, short rows"]["token"]["metrics"]
+    assert metrics["importance/min"] == pytest.approx(weights[0].item(), rel=1e-4)
+    assert metrics["importance/max"] == pytest.approx(weights[-1].item(), rel=1e-4)
+    assert metrics["importance/p50"] == pytest.approx(weights[-(-n // 2) - 1].item(), rel=1e-4)
+    assert metrics["importance/ess"] == pytest.approx((weights.sum() ** 2 / (n * (weights**2).sum())).item(), rel=1e-4)
 
 
 def test_the_exported_folder_is_a_model_with_a_tokenizer(runs: dict[str, Path], tiny: Path) -> None:

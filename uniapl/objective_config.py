@@ -9,6 +9,9 @@ from pydantic import BeforeValidator, Field
 
 from uniapl.config_types import NonNegative, Positive, Section, Text, Weight
 
+TERMS = ("demonstration", "preference", "adversarial", "kl")
+"""The terms of the objective, in the order of every list of them."""
+
 Average = Annotated[
     Literal["token", "sequence", "constant"],
     Field(description="over tokens (DAPO); of means over sequences (GRPO); over sequences x constant length (Dr.GRPO)"),
@@ -180,6 +183,14 @@ class ObjectiveConfig(Section):
             return None if other is None else max(0.0, 1.0 - other)
         return coefficient.at(step)
 
+    def active(self, term: str, weights: dict[str, float]) -> bool:
+        """Whether `term` is computed at these weights: its own is > 0, or is lagrangian and follows what it measures.
+
+        The adversarial one follows the expert scores, which are there without the term.
+        """
+        follows = self.coefficients[term].kind == "lagrangian" and term != "adversarial"
+        return weights[term] > 0 or follows
+
     def rollouts_at(self, step: int) -> bool:
         """Whether step `step` may need rollouts."""
         if self.cotrained:
@@ -222,6 +233,9 @@ def objective_conflicts(o: ObjectiveConfig) -> list[str]:
             )
         if weight.kind == "lagrangian" and weight.min > weight.max:
             found.append(f"objective.{term}.weight.min: got {weight.min:g}; allowed: <= max = {weight.max:g}")
+        elif weight.kind == "lagrangian" and not weight.min <= weight.value <= weight.max:
+            bounds = f"from min = {weight.min:g} to max = {weight.max:g}"
+            found.append(f"objective.{term}.weight.value: got {weight.value:g}; allowed: {bounds}")
         if weight.kind == "schedule" and weight.warmup_steps > weight.steps:
             got, most = weight.warmup_steps, weight.steps
             found.append(f"objective.{term}.weight.warmup_steps: got {got}; allowed: <= steps = {most}")

@@ -5,11 +5,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from uniapl.objective.logprobs import TokenLogprobHead
+from uniapl.objective.entropy import token_entropy
+from uniapl.objective.logprobs import token_logprobs
 from uniapl.objective.rows import Rows
 
 PREFIX = "model."
 """What `Policy` puts before the parameter names of the Hugging Face model."""
+
+
+class TokenLogprobHead(nn.Module):
+    """Takes the place of a language model's output layer, over the same weight and under the same name.
+
+    Being a module of its own, it has its weight gathered by ZeRO-3 when it is called.
+    """
+
+    def __init__(self, head: nn.Linear) -> None:
+        super().__init__()
+        if head.bias is not None:
+            raise ValueError("the output layer has a bias; allowed: one without")
+        self.weight = head.weight
+
+    def forward(
+        self, hidden: Tensor, targets: Tensor, temperature: Tensor, entropy: bool = False
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        logprobs = token_logprobs(hidden, self.weight, targets, temperature).float()
+        return (logprobs, token_entropy(hidden, self.weight, temperature).float()) if entropy else logprobs
 
 
 class Policy(nn.Module):
@@ -20,8 +40,13 @@ class Policy(nn.Module):
         model.set_output_embeddings(TokenLogprobHead(model.get_output_embeddings()))
         self.model = model
 
-    def forward(self, rows: Rows) -> Tensor:
-        """Log-probabilities of the rows' targets, [N], float32."""
+    def forward(self, rows: Rows, entropy: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Log-probabilities of the rows' targets at their temperatures, [N], float32.
+
+        Args:
+            entropy: return also the exact entropy of the distribution that each target is drawn from, [N],
+                float32, without gradient.
+        """
         hidden = self.model.base_model(
             input_ids=rows.input_ids,
             position_ids=rows.position_ids,
@@ -29,7 +54,7 @@ class Policy(nn.Module):
             use_cache=False,
         ).last_hidden_state
         head = self.model.get_output_embeddings()
-        return head(hidden.flatten(0, 1)[rows.index], rows.targets, rows.temperature).float()
+        return head(hidden.flatten(0, 1)[rows.index], rows.targets, rows.temperature, entropy)
 
 
 def load_policy(path: str, activation_checkpointing: bool = False) -> Policy:

@@ -3,27 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK_TOKENS = 256
 """Tokens whose logits exist at one time: 50 MB in float32 for a vocabulary of 50,000."""
-
-
-class TokenLogprobHead(nn.Module):
-    """Takes the place of a language model's output layer, over the same weight and under the same name.
-
-    Being a module of its own, it has its weight gathered by ZeRO-3 when it is called.
-    """
-
-    def __init__(self, head: nn.Linear) -> None:
-        super().__init__()
-        if head.bias is not None:
-            raise ValueError("the output layer has a bias; allowed: one without")
-        self.weight = head.weight
-
-    def forward(self, hidden: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:
-        return token_logprobs(hidden, self.weight, targets, temperature)
 
 
 def token_logprobs(hidden: Tensor, weight: Tensor, targets: Tensor, temperature: Tensor) -> Tensor:

@@ -11,10 +11,8 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from uniapl.objective.sequences import TrainingSequence
-
-TERMS = ("demonstration", "preference", "adversarial")
-
+from uniapl.objective.sequences import TermShare, TrainingSequence
+from uniapl.objective_config import TERMS
 
 Block = list[TrainingSequence]
 """Sequences that share one copy of their prompt; usually of one."""
@@ -33,11 +31,14 @@ class Rows:
     targets: Tensor  # [N]
     temperature: Tensor  # [N]
     behaviour: Tensor  # [N] log-probabilities; 0 for demonstrations
-    demonstration: Tensor  # [N] 1 for tokens of a demonstration
-    preference: Tensor  # [N] 1 for tokens that count in the preference term
+    sampled: Tensor  # [N] 1 for tokens that a rollout engine drew, 0 for those of demonstrations
+    demonstration: Tensor  # [N] the token's weight in the term's sum, 0 where it does not count; so are the next ones
+    preference: Tensor  # [N]
     preference_advantage: Tensor  # [N]
     adversarial: Tensor  # [N]
     adversarial_advantage: Tensor  # [N]
+    kl: Tensor  # [N]
+    sequence: Tensor  # [N] int64, number of the sequence within these rows; none stands in two rows
 
     def to(self, device: torch.device | str) -> Rows:
         moved = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -95,6 +96,8 @@ class _Layout:
         self.index: list[int] = []
         self.targets: list[int] = []
         self.columns: dict[str, list[float]] = {name: [] for name in _SIGNALS}
+        self.sequence: list[int] = []
+        self.sequences = 0
 
     def place(self, block: Block, number: int, b: int, at: int) -> None:
         """Put `block`, the row's `number`-th, into row `b` from token `at` on."""
@@ -114,13 +117,17 @@ class _Layout:
             self.targets += s.response_ids
             for name, value in _signals(s).items():
                 self.columns[name] += value if isinstance(value, list) else [value] * n
+            self.sequence += [self.sequences] * n
+            self.sequences += 1
             start += n
 
     def finish(self, shared: bool) -> Rows:
         mask = _visible(self.owner, self.segments) if shared else None
         signals = {name: torch.tensor(column, dtype=torch.float32) for name, column in self.columns.items()}
-        index, targets = torch.tensor(self.index), torch.tensor(self.targets)
-        return Rows(self.ids, self.positions, mask, index, targets, **signals)
+        index, targets, sequence = (
+            torch.tensor(column, dtype=torch.long) for column in (self.index, self.targets, self.sequence)
+        )
+        return Rows(self.ids, self.positions, mask, index, targets, **signals, sequence=sequence)
 
 
 def _visible(owner: Tensor, segments: Tensor) -> Tensor:
@@ -137,40 +144,36 @@ def _visible(owner: Tensor, segments: Tensor) -> Tensor:
 _SIGNALS = (
     "temperature",
     "behaviour",
+    "sampled",
     "demonstration",
     "preference",
     "preference_advantage",
     "adversarial",
     "adversarial_advantage",
+    "kl",
 )
+_ABSENT = TermShare(token_weight=0.0, count=0.0)
 
 
 def _signals(s: TrainingSequence) -> dict[str, float | list[float]]:
+    shares = {term: s.terms.get(term, _ABSENT) for term in TERMS}
     return {
         "temperature": s.temperature,
         "behaviour": s.behaviour_logprobs or 0.0,
-        "demonstration": float(s.demonstration),
-        "preference": float(s.preference_advantage is not None),
-        "preference_advantage": s.preference_advantage or 0.0,
-        "adversarial": float(s.adversarial_advantage is not None),
-        "adversarial_advantage": s.adversarial_advantage or 0.0,
+        "sampled": float(s.sampled),
+        **{term: share.token_weight for term, share in shares.items()},
+        "preference_advantage": shares["preference"].advantage,
+        "adversarial_advantage": shares["adversarial"].advantage,
     }
 
 
 def _no_rows() -> Rows:
-    none = torch.zeros(0)
-    zero = torch.zeros(1, 1, dtype=torch.long)
-    where = torch.zeros(0, dtype=torch.long)
-    return Rows(zero, zero.clone(), None, where, where.clone(), none + 1, *[none] * (len(_SIGNALS) - 1))
+    zero, where = torch.zeros(1, 1, dtype=torch.long), torch.zeros(0, dtype=torch.long)
+    signals = {name: torch.zeros(0) for name in _SIGNALS}
+    return Rows(zero, zero.clone(), None, where, where.clone(), **signals, sequence=where.clone())
 
 
-def count_tokens(sequences: list[TrainingSequence]) -> Tensor:
-    """How many tokens count in each of `TERMS`, [3], float64: the denominators, before the sum over ranks."""
-    counts = [0, 0, 0]
-    for s in sequences:
-        length = len(s.response_ids)
-        for i, counted in enumerate(
-            (s.demonstration, s.preference_advantage is not None, s.adversarial_advantage is not None)
-        ):
-            counts[i] += length if counted else 0
+def count_terms(sequences: list[TrainingSequence]) -> Tensor:
+    """The denominator of each of `TERMS`, [len(TERMS)], float64, before the sum over ranks."""
+    counts = [sum(s.terms.get(term, _ABSENT).count for s in sequences) for term in TERMS]
     return torch.tensor(counts, dtype=torch.float64)

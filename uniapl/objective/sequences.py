@@ -1,17 +1,28 @@
-"""What the objective wants of a batch: every sequence with the signals of its response tokens."""
+"""What the objective wants of a batch: every sequence with its share of every term."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from uniapl.config import ObjectiveConfig
 from uniapl.objective.advantages import group_advantages
+from uniapl.objective_config import ObjectiveConfig
 from uniapl.records import Demonstration, Group, MixedBatch, Sample
 
 
 @dataclass(frozen=True)
+class TermShare:
+    """How one sequence counts in one term."""
+
+    token_weight: float
+    """Of each of its response tokens in the term's sum."""
+    count: float
+    """What the sequence adds to the term's denominator."""
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True)
 class TrainingSequence:
-    """A prompt with one response. Prompt tokens carry no loss; response tokens carry these signals."""
+    """A prompt with one response. Prompt tokens carry no loss; response tokens carry the terms' signals."""
 
     id: str
     prompt_ids: list[int]
@@ -19,37 +30,56 @@ class TrainingSequence:
     temperature: float
     """The temperature the response was sampled at; 1 for demonstrations."""
     behaviour_logprobs: list[float] | None = None
-    demonstration: bool = False
-    preference_advantage: float | None = None
-    adversarial_advantage: float | None = None
-    """None: this sequence does not count in the term (no expert response to compare with)."""
+    """[response tokens], as the engine that sampled reported them; None for demonstrations."""
+    terms: dict[str, TermShare] = field(default_factory=dict)
+    """By the term's name. A term that is absent does not count this sequence."""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
 
+    @property
+    def sampled(self) -> bool:
+        """Whether a rollout engine drew the response."""
+        return self.behaviour_logprobs is not None
 
-def training_sequences(batch: MixedBatch, objective: ObjectiveConfig, temperature: float) -> list[TrainingSequence]:
+
+def training_sequences(
+    batch: MixedBatch, objective: ObjectiveConfig, temperature: float, weights: dict[str, float], constant_length: int
+) -> list[TrainingSequence]:
     """The sequences of a batch in order: every sample of every group, then the demonstrations.
 
-    A term whose weight is 0 asks for nothing. Empty responses carry no token and are left out.
+    A term that is not active (`ObjectiveConfig.active`) asks for nothing. Left out are sequences that no term
+    counts, and empty responses, which have no token; the group's advantages see their rewards all the same.
+
+    Args:
+        temperature: that the samples were drawn at.
+        weights: of the terms in this step.
+        constant_length: tokens that a sequence counts for with `average: constant` (Dr.GRPO): the most it can have.
 
     Raises:
-        ValueError: a sample without a reward.
+        ValueError: a sample without a reward, where the preference term is active.
     """
-    found = [s for group in batch.groups for s in _of_group(group, objective, temperature)]
-    if objective.demonstration.weight > 0:
+    found = [s for group in batch.groups for s in _of_group(group, objective, temperature, weights, constant_length)]
+    if objective.active("demonstration", weights):
         found += [_of_demonstration(d) for d in batch.demonstrations]
-    return [s for s in found if s.response_ids]
+    return [s for s in found if s.terms]
 
 
 def _of_demonstration(demonstration: Demonstration) -> TrainingSequence:
     d = demonstration
-    return TrainingSequence(d.id, d.prompt_ids, d.response_ids, temperature=1.0, demonstration=True)
+    terms = {"demonstration": _share("token", len(d.response_ids), 0)} if d.response_ids else {}
+    return TrainingSequence(d.id, d.prompt_ids, d.response_ids, temperature=1.0, terms=terms)
 
 
-def _of_group(group: Group, objective: ObjectiveConfig, temperature: float) -> list[TrainingSequence]:
-    preference = _preference_advantages(group, objective)
-    adversarial = _adversarial_advantages(group, objective)
+def _of_group(
+    group: Group, objective: ObjectiveConfig, temperature: float, weights: dict[str, float], constant_length: int
+) -> list[TrainingSequence]:
+    advantages = _advantages(group, objective, weights)
+    averages = {
+        "preference": objective.preference.average,
+        "adversarial": objective.adversarial.average,
+        "kl": objective.kl.average,
+    }
     return [
         TrainingSequence(
             id=f"{group.prompt.id}/{index}",
@@ -57,30 +87,42 @@ def _of_group(group: Group, objective: ObjectiveConfig, temperature: float) -> l
             response_ids=sample.token_ids,
             temperature=temperature,
             behaviour_logprobs=sample.logprobs,
-            preference_advantage=preference[index],
-            adversarial_advantage=adversarial[index],
+            terms={
+                term: _share(averages[term], len(sample.token_ids), constant_length, values[index])
+                for term, values in advantages.items()
+                if sample.token_ids
+            },
         )
         for index, sample in enumerate(group.samples)
     ]
 
 
-def _preference_advantages(group: Group, objective: ObjectiveConfig) -> list[float | None]:
-    if objective.preference.weight == 0:
-        return [None] * len(group.samples)
-    rewards = [_reward(group, sample) for sample in group.samples]
-    return list(group_advantages(rewards, objective.preference.advantage_std))
+def _share(average: str, length: int, constant_length: int, advantage: float = 0.0) -> TermShare:
+    """The share that makes (sum of weight x token) / (sum of counts) the average asked for. `length` > 0."""
+    if average == "sequence":
+        return TermShare(1.0 / length, 1.0, advantage)
+    return TermShare(1.0, float(constant_length if average == "constant" else length), advantage)
+
+
+def _advantages(group: Group, objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, list[float]]:
+    """Advantages [samples] of every active term that counts this group's samples."""
+    found: dict[str, list[float]] = {}
+    adversarial, scores = objective.adversarial, [s.score.expert_score if s.score else None for s in group.samples]
+    if objective.active("preference", weights):
+        scale = weights["adversarial"] if adversarial.as_reward else 0.0
+        rewards = [_reward(group, sample) for sample in group.samples]
+        # A sample without an expert score keeps its reward alone.
+        shaped = [r if s is None or not scale else r + scale * s for r, s in zip(rewards, scores, strict=True)]
+        found["preference"] = group_advantages(shaped, objective.preference.advantage_std)
+    known = [s for s in scores if s is not None]
+    if objective.active("adversarial", weights) and not adversarial.as_reward and len(known) == len(scores):
+        found["adversarial"] = group_advantages(known, adversarial.advantage_std)
+    if objective.active("kl", weights):
+        found["kl"] = [0.0] * len(group.samples)
+    return found
 
 
 def _reward(group: Group, sample: Sample) -> float:
     if sample.score is None or sample.score.reward is None:
         raise ValueError(f"prompt {group.prompt.id}: a sample without a reward reached the objective")
     return sample.score.reward
-
-
-def _adversarial_advantages(group: Group, objective: ObjectiveConfig) -> list[float | None]:
-    """Group-normalised expert scores; None for a group that has no expert response."""
-    scores = [s.score.expert_score if s.score else None for s in group.samples]
-    known = [s for s in scores if s is not None]
-    if objective.adversarial.weight == 0 or len(known) < len(scores):
-        return [None] * len(group.samples)
-    return list(group_advantages(known, divide_by_std=True))

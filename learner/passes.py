@@ -1,0 +1,131 @@
+"""Forward and backward passes over this rank's share of a batch, row by row."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from uniapl.config import LearnerConfig
+from uniapl.objective.objective import rows_loss
+from uniapl.objective.rows import Block, Rows, block_tokens, make_rows, share_prompts
+from uniapl.objective.sequences import TrainingSequence
+from uniapl.objective_config import TERMS, ObjectiveConfig
+from uniapl.packing import pack_balanced
+
+MicroBatch = list[list[Block]]
+"""The packed rows of one forward and backward pass."""
+
+
+def plan_micro_batches(sequences: list[TrainingSequence], config: LearnerConfig, device: str) -> list[MicroBatch]:
+    """Packed rows in micro-batches, as many on every rank: gathering a ZeRO-3 layer needs them all. At least one."""
+    blocks = share_prompts(sequences, config.row_tokens, config.share_prompts)
+    plan = pack_balanced([block_tokens(block) for block in blocks], config.row_tokens)
+    rows = sorted(([blocks[i] for i in row] for row in plan), key=lambda row: -sum(map(block_tokens, row)))
+    size = config.micro_batch_rows
+    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    number = torch.tensor([max(1, len(batches))], device=device)
+    dist.all_reduce(number, op=dist.ReduceOp.MAX)
+    return batches + [[] for _ in range(int(number.item()) - len(batches))]
+
+
+@dataclass
+class Tally:
+    """What the passes found on this rank."""
+
+    sums: dict[str, float] = field(default_factory=dict)
+    """Additive over rows and ranks."""
+    log_ratios: list[Tensor] = field(default_factory=list)
+    """log pi_theta - log pi_behaviour of the sampled tokens."""
+    bad: list[str] = field(default_factory=list)
+    """Ids of the sequences of which a token's loss is not finite."""
+
+    def add(self, sums: dict[str, float]) -> None:
+        for key, value in sums.items():
+            self.sums[key] = self.sums.get(key, 0.0) + value
+
+
+@dataclass(frozen=True)
+class Passes:
+    """What every pass over a batch needs.
+
+    Attributes:
+        engine: the ZeRO-3 engine around the policy; gradients add up in it.
+        reference: the engine around the frozen reference; None where no term asks for it.
+        objective: of the run.
+        counts: [terms], the terms' denominators over the whole batch.
+        weights: of the terms in this step.
+        device: of this rank.
+    """
+
+    engine: Any
+    reference: Any | None
+    objective: ObjectiveConfig
+    counts: Tensor
+    weights: dict[str, float]
+    device: str
+
+    def run(
+        self,
+        batches: list[MicroBatch],
+        tally: Tally | None = None,
+        terms: tuple[str, ...] = TERMS,
+        only: str | None = None,
+        entropy: bool = False,
+    ) -> None:
+        """One forward and one backward per micro-batch. A collective.
+
+        Args:
+            batches: as many on every rank.
+            tally: takes up the statistics.
+            terms: those whose sequences stand in `batches`.
+            only: the one term whose gradient is wanted; None: of all `terms` together.
+            entropy: also compute the exact entropy of every sampled token.
+        """
+        for micro_batch in batches:
+            rows = make_rows(micro_batch).to(self.device)
+            reference = self._reference(rows) if "kl" in terms else None
+            logprobs, entropies = self.engine(rows, True) if entropy else (self.engine(rows), None)
+            result = rows_loss(logprobs, rows, self.counts, self._weights(terms), self.objective, reference)
+            loss = result.loss
+            if only is not None:
+                loss = rows_loss(logprobs, rows, self.counts, self._weights((only,)), self.objective, reference).loss
+            # ZeRO averages gradients over ranks; the counts already span all of them.
+            self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
+            if tally is not None:
+                tally.add(result.sums | {"loss/total": result.loss.item()} | _sizes(micro_batch, rows))
+                tally.log_ratios.append(result.log_ratio.cpu())
+                tally.bad += _not_finite(micro_batch, rows, result.token_loss)
+                if reference is not None:
+                    tally.add({"tokens/reference": result.sums["tokens/sampled"]})
+                if entropies is not None:
+                    of_samples = (entropies * rows.sampled).sum().item()
+                    tally.add({"sum/entropy": of_samples, "tokens/entropy": result.sums["tokens/sampled"]})
+
+    def _weights(self, terms: tuple[str, ...]) -> dict[str, float]:
+        return {term: weight if term in terms else 0.0 for term, weight in self.weights.items()}
+
+    @torch.no_grad()
+    def _reference(self, rows: Rows) -> Tensor | None:
+        return None if self.reference is None else self.reference(rows)
+
+
+def sequences_of(micro_batch: MicroBatch) -> list[TrainingSequence]:
+    """In the order of their targets."""
+    return [s for row in micro_batch for block in row for s in block]
+
+
+def _sizes(micro_batch: MicroBatch, rows: Rows) -> dict[str, float]:
+    return {
+        "tokens/rows": float(rows.input_ids.numel()),
+        "tokens/computed": float(sum(block_tokens(block) for row in micro_batch for block in row)),
+    }
+
+
+def _not_finite(micro_batch: MicroBatch, rows: Rows, token_loss: Tensor) -> list[str]:
+    numbers = rows.sequence[~torch.isfinite(token_loss)].unique().tolist()
+    ids = [s.id for s in sequences_of(micro_batch)] if numbers else []
+    return [ids[number] for number in numbers]
