@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from deepspeed.utils import safe_get_local_grad
 from torch import Tensor
 
 from learner.device import Device
+from learner.gradients import discard, gradient_norm
+from learner.nonfinite import NonFiniteError, of_all_ranks
 from learner.zero import build_engine
 from uniapl.config import Config
 from uniapl.discriminators.cotrained import (
@@ -22,10 +23,9 @@ from uniapl.discriminators.cotrained import (
     load_scorer,
     plan_duels,
 )
-from uniapl.records import Group
+from uniapl.records import Group, Sample
 
 TAG = "discriminator"
-NAMED_PROMPTS = 8
 _SUMS = ("pairs", "loss", "told_apart", "expert", "sample")
 
 
@@ -49,7 +49,7 @@ class CotrainedDiscriminator:
         self._ranks = ranks
         self._budget = config.learner.row_tokens * config.learner.micro_batch_rows
 
-    def score_and_train(self, groups: list[Group]) -> dict[str, float]:
+    def score_and_train(self, groups: list[Group], step: int) -> dict[str, float]:
         """Score every sample that has an expert's response beside it, then make one optimizer step.
 
         Scores are those of the weights before the step: `expert_score` and `expert_reference` of each such
@@ -57,12 +57,13 @@ class CotrainedDiscriminator:
 
         Args:
             groups: this rank's share of the batch; may be empty.
+            step: of the policy, for the error.
 
         Returns:
             metrics over the pairs of all ranks, the same on every rank; empty where no rank has any.
 
         Raises:
-            RuntimeError: the loss or the gradient is not finite; before the step, naming the prompts.
+            NonFiniteError: loss or gradient, with the prompts' ids; no rank has made its step then.
         """
         batches = plan_duels(groups, self._budget)
         pairs = sum(len(duel.samples) for batch in batches for duel in batch)
@@ -75,11 +76,12 @@ class CotrainedDiscriminator:
             for key, value in self._run(batch, total[0]).items():
                 sums[key] += value
         metrics = _metrics(dict(zip(_SUMS, self._reduce(list(sums.values())), strict=True)))
-        self._require_finite(metrics["discriminator/loss"], "loss", groups)
-        metrics["discriminator/grad_norm"] = self._gradient_norm()
-        self._require_finite(metrics["discriminator/grad_norm"], "gradient norm", groups)
+        norm = gradient_norm(self._engine)
+        if not (math.isfinite(metrics["discriminator/loss"]) and math.isfinite(norm)):
+            discard(self._engine)
+            raise _failure(step, metrics["discriminator/loss"], groups)
         self._engine.step()
-        return metrics
+        return metrics | {"discriminator/grad_norm": norm}
 
     def save(self, folder: Path) -> None:
         """Shards of weights and optimizer, one file per rank, in `folder`/discriminator."""
@@ -109,30 +111,25 @@ class CotrainedDiscriminator:
             sample.score.expert_score, sample.score.expert_reference = own, reference
         return _sums(losses.detach(), expert.detach().double(), samples.detach().double())
 
-    def _gradient_norm(self) -> float:
-        squares = [safe_get_local_grad(p).double().square().sum() for p in self._engine.module.parameters()]
-        return math.sqrt(self._reduce([float(torch.stack(squares).sum())])[0])
-
-    def _require_finite(self, value: float, what: str, groups: list[Group]) -> None:
-        if math.isfinite(value):
-            return
-        paired = [group for group in groups if group.prompt.expert_ids is not None]
-        bad = [group for group in paired if not all(map(_finite, group.samples))]
-        mine = [group.prompt.id for group in (bad if what == "loss" else paired)]
-        found: list[Any] = [None] * self._ranks
-        dist.all_gather_object(found, mine)  # any rank's error may be the one that is shown
-        ids = [name for names in found for name in names]
-        more = f" and {len(ids) - NAMED_PROMPTS} more" if len(ids) > NAMED_PROMPTS else ""
-        raise RuntimeError(f"the discriminator's {what} is {value}; prompts: {', '.join(ids[:NAMED_PROMPTS])}{more}")
-
     def _reduce(self, values: list[float], operation: Any = dist.ReduceOp.SUM) -> list[float]:
         reduced = torch.tensor(values, dtype=torch.float64, device=self._device)
         dist.all_reduce(reduced, op=operation)
         return reduced.tolist()
 
 
-def _finite(sample: Any) -> bool:
-    return math.isfinite(sample.score.expert_score) and math.isfinite(sample.score.expert_reference)
+def _failure(step: int, loss: float, groups: list[Group]) -> NonFiniteError:
+    """Names the prompts with a score that is not finite or, where only the gradient is not, all of them."""
+    paired = [group for group in groups if group.prompt.expert_ids is not None]
+    if math.isfinite(loss):
+        everyone = of_all_ranks([group.prompt.id for group in paired])
+        return NonFiniteError(step, "discriminator's gradient", everyone, "one or more of the prompts")
+    bad = of_all_ranks([group.prompt.id for group in paired if not all(map(_finite, group.samples))])
+    return NonFiniteError(step, "discriminator's loss", bad, "prompts")
+
+
+def _finite(sample: Sample) -> bool:
+    score = sample.score
+    return score is None or all(math.isfinite(value or 0.0) for value in (score.expert_score, score.expert_reference))
 
 
 def _sums(losses: Tensor, expert: Tensor, samples: Tensor) -> dict[str, float]:

@@ -84,7 +84,7 @@ def first_step(discriminator: Any, mine: list[Group]) -> tuple[dict[str, float],
         step()
 
     engine.step = spy
-    metrics = discriminator.score_and_train(mine)
+    metrics = discriminator.score_and_train(mine, 0)
     engine.step = step
     return metrics, gradients, float(engine.get_global_grad_norm())
 
@@ -92,6 +92,8 @@ def first_step(discriminator: Any, mine: list[Group]) -> tuple[dict[str, float],
 def poisoned_step(discriminator: Any, rank: int, ranks: int) -> tuple[str, bool]:
     """What a step says when one prompt's embedding is NaN, and whether it left the weights as they were."""
     import deepspeed
+
+    from learner.nonfinite import NonFiniteError
 
     engine = discriminator._engine
     embedding = engine.module.backbone.get_input_embeddings().weight
@@ -102,8 +104,8 @@ def poisoned_step(discriminator: Any, rank: int, ranks: int) -> tuple[str, bool]
     batch = groups(99)
     batch[3].prompt.token_ids[:] = [POISONED]
     try:
-        discriminator.score_and_train(batch[rank::ranks])
-    except RuntimeError as error:
+        discriminator.score_and_train(batch[rank::ranks], 99)
+    except NonFiniteError as error:
         after = full_parameters(engine)
         return str(error), all(torch.equal(before[k].nan_to_num(), after[k].nan_to_num()) for k in before)
     return "no error", False
@@ -126,18 +128,18 @@ def main(model: str, out: str, ranks: int, rank: int, row_tokens: int, learner: 
             found, gradients, norm = first_step(discriminator, mine)
             metrics.append(found)
         else:
-            metrics.append(discriminator.score_and_train(mine))
+            metrics.append(discriminator.score_and_train(mine, step))
         scores |= expert_scores(mine)
     before = full_parameters(discriminator._engine)
     unpaired = [group(1, random.Random(0), paired=False)] if rank == 0 else []
-    without = discriminator.score_and_train(unpaired)
+    without = discriminator.score_and_train(unpaired, 3)
     after = full_parameters(discriminator._engine)
     discriminator.save(folder)
-    undisturbed = [discriminator.score_and_train(share(step, rank, ranks)) for step in range(3, 5)]
+    undisturbed = [discriminator.score_and_train(share(step, rank, ranks), step) for step in range(3, 5)]
     again = CotrainedDiscriminator(c, device, ranks)
     again.load(folder)
-    resumed = [again.score_and_train(share(step, rank, ranks)) for step in range(3, 5)]
-    learned = [again.score_and_train(share(step, rank, ranks)) for step in range(5, 5 + LEARN_STEPS)]
+    resumed = [again.score_and_train(share(step, rank, ranks), step) for step in range(3, 5)]
+    learned = [again.score_and_train(share(step, rank, ranks), step) for step in range(5, 5 + LEARN_STEPS)]
     error, untouched = poisoned_step(again, rank, ranks)
     (folder / f"rank-{rank}.json").write_text(
         json.dumps(

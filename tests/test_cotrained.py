@@ -250,7 +250,7 @@ class TestOnRanks:
         self, runs: Runs, name: str
     ) -> None:
         for rank in runs[name]:
-            assert rank["error"] == "the discriminator's loss is nan; prompts: p993"
+            assert rank["error"] == "the discriminator's loss is not finite; prompts: p993"
             assert rank["untouched"]
 
 
