@@ -1,11 +1,9 @@
-"""All that differs between CPU and GPU learners, in one place."""
+"""All that differs between CPU and GPU learners, in one place. Imports torch only where a learner calls it."""
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-
-import torch
 
 
 @dataclass(frozen=True)
@@ -19,6 +17,8 @@ class Device:
 
 def local_device(local_rank: int) -> Device:
     """CUDA where there is any, else the CPU."""
+    import torch
+
     if torch.cuda.is_available():
         return Device(f"cuda:{local_rank}", "nccl")
     return Device("cpu", "gloo")
@@ -37,5 +37,7 @@ def cpu_environment() -> dict[str, str]:
 
 def set_threads(threads: int, ranks: int) -> None:
     """Use `threads` CPU threads in this process; 0: this machine's cores shared by the ranks."""
+    import torch
+
     cores = len(os.sched_getaffinity(0))
     torch.set_num_threads(threads or max(1, cores // ranks))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch.distributed as dist
-
 NAMED = 8
 """Samples that a message names; the rest is a number."""
 
@@ -31,6 +29,8 @@ class NonFiniteError(RuntimeError):
 
 def of_all_ranks(mine: list[str]) -> list[str]:
     """The lists of all ranks as one, in the order of the ranks, each id once. A collective."""
+    import torch.distributed as dist  # not above: the driver needs the error alone, without torch
+
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     return list(dict.fromkeys(name for names in everyone for name in names))
