@@ -7,6 +7,7 @@ from pydantic import BaseModel, ValidationError
 
 from uniapl.config import Config, load_config
 from uniapl.config_errors import MAX_YAML_BYTES, parse_yaml
+from uniapl.objective_config import Coefficient
 
 SMALLEST = "model: {path: m}\ndata: {train: [t.arrow], heldout: [h.arrow]}\n"
 
@@ -19,10 +20,10 @@ def load(tmp_path, text="", overrides=(), method=None):
 
 
 def leaves(model, prefix=""):
-    """The dotted keys of every field that is no section."""
+    """The dotted keys of every field that is no section; a weight, which may be a number, is none."""
     for name, field in model.model_fields.items():
         kind = field.annotation
-        if isinstance(kind, type) and issubclass(kind, BaseModel):
+        if isinstance(kind, type) and issubclass(kind, BaseModel) and kind is not Coefficient:
             yield from leaves(kind, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}"
@@ -92,10 +93,10 @@ def test_a_method_is_laid_over_the_file_and_under_the_overrides(tmp_path):
     text = "objective: {preference: {clip_low: 0.1}}\nqueue: {groups_per_step: 4, demonstrations_per_step: 3}\n"
     config = load(tmp_path, text, ["objective.demonstration.weight=0.5"], method="sft")
     assert not config.objective.uses_rollouts
-    assert config.objective.demonstration.weight == 0.5
+    assert config.objective.demonstration.weight == Coefficient(value=0.5)
     assert config.objective.preference.clip_low == 0.1
     assert (config.queue.groups_per_step, config.queue.demonstrations_per_step) == (0, 3)
-    assert load(tmp_path, text, method=str(tmp_path / "methods/sft.yaml")).objective.demonstration.weight == 1
+    assert load(tmp_path, text, method=str(tmp_path / "methods/sft.yaml")).objective.weight_at("demonstration", 0) == 1
 
 
 @pytest.mark.parametrize(
@@ -112,7 +113,12 @@ def test_an_engine_is_needed_for_rollouts_and_for_evaluation(tmp_path, overrides
 
 
 def test_a_configuration_written_out_reads_back_the_same(tmp_path):
-    config = load(tmp_path, "", ["learner.betas=[0.8, 0.9]", "reward.functions=[{name: a}, {name: 'm:f'}]"])
+    overrides = [
+        "learner.betas=[0.8, 0.9]",
+        "reward.functions=[{name: a}, {name: 'm:f'}]",
+        "objective.kl.weight={kind: switch, steps: 5}",
+    ]
+    config = load(tmp_path, "", overrides)
     assert Config.model_validate_json(config.model_dump_json()) == config
 
 
@@ -131,7 +137,7 @@ def test_a_file_with_a_byte_order_mark_and_comments_up_to_the_limit_is_read(tmp_
 def test_the_whole_tree_has_fewer_than_120_fields():
     keys = list(leaves(Config))
     assert "objective.adversarial.clip_low" in keys
-    assert len(keys) < 120
+    assert len(keys) + len(Coefficient.model_fields) < 120
 
 
 def test_every_default_is_valid_and_every_section_but_model_and_data_has_one():

@@ -23,19 +23,12 @@ VALUES = [
     ("zzz=1", f"zzz: unknown key; allowed: {SECTIONS}"),
     ("run.stpes=4", f"run.stpes: unknown key; did you mean 'steps'? allowed: {RUN}"),
     (
-        "objective.preference.weights=1",
-        "objective.preference.weights: unknown key; did you mean 'weight'? "
-        "allowed: weight, clip_low, clip_high, advantage_std, correction_cap",
-    ),
-    (
         "reward.functions=[{name: a, wieght: 1}]",
         "reward.functions.0.wieght: unknown key; did you mean 'weight'? allowed: name, weight, version",
     ),
     # a section is not a value
     ("run=3", f"run: got 3; allowed: a section with the keys {RUN}"),
     ("data=null", f"data: got null; allowed: a section with the keys {DATA}"),
-    ("objective=[]", "objective: got []; allowed: a section with the keys preference, demonstration, adversarial"),
-    ("objective.demonstration=1", "objective.demonstration: got 1; allowed: a section with the keys weight"),
     ("run.steps.x=1", "run.steps: got {'x': 1}; allowed: a whole number > 0"),
     # names and paths
     ("run.name=../x", f"run.name: got '../x'; allowed: {NAME}"),
@@ -66,19 +59,15 @@ VALUES = [
     ("learner.learning_rate=.nan", "learner.learning_rate: got nan; allowed: a finite number > 0"),
     ("learner.max_grad_norm=.inf", "learner.max_grad_norm: got inf; allowed: a finite number > 0"),
     ("queue.lease_s=10s", "queue.lease_s: got '10s'; allowed: a number > 0"),
-    ("objective.preference.weight=-0.5", "objective.preference.weight: got -0.5; allowed: a number >= 0"),
-    ("objective.preference.clip_low=1", "objective.preference.clip_low: got 1; allowed: a number > 0 and < 1"),
     ("rollout.temperature=0", "rollout.temperature: got 0; allowed: a number > 0 and <= 10"),
     ("rollout.top_p=1.5", "rollout.top_p: got 1.5; allowed: a number > 0 and <= 1"),
+    ("queue.max_resamples=-1", "queue.max_resamples: got -1; allowed: a whole number >= 0"),
     # true or false, choices
+    ("queue.on_equal_rewards=drop", "queue.on_equal_rewards: got 'drop'; allowed: 'keep' or 'resample'"),
     ("logging.tensorboard=yes", "logging.tensorboard: got 'yes'; allowed: true or false"),
     ("logging.tensorboard=1", "logging.tensorboard: got 1; allowed: true or false"),
     ("learner.dtype=float16", "learner.dtype: got 'float16'; allowed: 'float32' or 'bfloat16'"),
     ("data.on_bad_row=ignore", "data.on_bad_row: got 'ignore'; allowed: 'error' or 'skip'"),
-    (
-        "objective.adversarial.discriminator=gan",
-        "objective.adversarial.discriminator: got 'gan'; allowed: 'none' or 'embedding'",
-    ),
     # lists
     ("data.train=[]", f"data.train: got []; allowed: a list with at least 1 entry, each {TEXT}"),
     ("data.train=x.arrow", f"data.train: got 'x.arrow'; allowed: a list with at least 1 entry, each {TEXT}"),
@@ -100,20 +89,12 @@ VALUES = [
 # (overrides, the whole message)
 CONFLICTS = [
     (
-        ["objective.preference.weight=0"],
-        "override: objective: every weight is 0, nothing would be trained; allowed: at least one weight > 0",
-    ),
-    (
         ["queue.groups_per_step=0"],
-        "override: queue.groups_per_step: got 0; allowed: > 0 when the preference or adversarial weight is > 0",
+        "override: queue.groups_per_step: got 0; allowed: > 0 when any weight but the demonstrations' is > 0",
     ),
     (
         ["objective.demonstration.weight=1", "queue.demonstrations_per_step=0"],
         "override: queue.demonstrations_per_step: got 0; allowed: > 0 when objective.demonstration.weight is > 0",
-    ),
-    (
-        ["objective.adversarial={weight: 1, discriminator: none}"],
-        "override: objective.adversarial.discriminator: got 'none'; allowed: 'embedding' when the weight is > 0",
     ),
     (
         ["rollout.group_size=1"],
@@ -288,6 +269,7 @@ def test_a_wrong_value_is_blamed_on_the_layer_that_set_it(smallest):
         f"DIR/methods/bad.yaml: run.seed: got -1; allowed: {SEED}",
         "FILE: run.steps: got 0; allowed: a whole number > 0",
         "DIR/methods/bad.yaml: queue.groups: unknown key; "
-        "allowed: groups_per_step, demonstrations_per_step, max_staleness, lease_s, max_regenerations",
+        "allowed: groups_per_step, demonstrations_per_step, max_staleness, lease_s, max_regenerations, "
+        "on_equal_rewards, max_resamples",
         "override: learner.ranks: got -1; allowed: a whole number > 0",
     ]

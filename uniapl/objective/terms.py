@@ -66,7 +66,7 @@ def rollout_correction(
         sampled: bool.
         sequence: the number of the sequence that each token is of.
     """
-    if config.correction == "off":
+    if config.correction == "off" or config.proximal == "behaviour":  # pi_proximal is pi_behaviour then
         return torch.ones_like(proximal)
     logs = torch.where(sampled, proximal - behaviour, 0.0).detach()
     if config.correction == "sequence":
