@@ -18,6 +18,8 @@ from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
 from uniapl.config import Config
+from uniapl.discriminators import Discriminator, check_discriminator, open_discriminator
+from uniapl.discriminators.types import Comparison
 from uniapl.records import Score
 from uniapl.rewards import ScoreRequest, resolve
 from uniapl.rewards.cache import open_cache, require_redis
@@ -26,8 +28,8 @@ from uniapl.rewards.scoring import Scorer
 APPLICATION = "uniapl-reward"
 NUM_CPUS = 0
 """Replicas reserve no core: they work while the engine waits, and a box's cores are all reserved."""
-MAX_EMBEDDING_THREADS = 4
-"""A batch of some 40 short texts gains nothing from more."""
+MAX_DISCRIMINATOR_THREADS = 4
+"""A batch of some 40 short texts gains nothing from more in a sentence encoder."""
 CONCURRENT_BATCHES = 4
 """Batches that one replica works on at a time, so that one slow reward does not hold up all others."""
 START_ATTEMPTS = 2
@@ -75,7 +77,7 @@ def start_reward_service(config: Config) -> DeploymentHandle:
     """Start the service on the Ray cluster that this process is connected to, and wait for it.
 
     Raises:
-        ConfigError: a reward, the encoder or Redis that the configuration names is not there.
+        ConfigError: a reward, the discriminator or Redis that the configuration names is not there.
         RuntimeError: no replica started within `cluster.start_timeout_s` seconds; says why.
     """
     _require_parts(config)
@@ -101,21 +103,14 @@ def _require_parts(config: Config) -> None:
     resolve(config.reward.functions)
     if config.reward.redis_url is not None:
         require_redis(config.reward.redis_url)
-    if config.objective.adversarial.discriminator == "embedding":
-        from uniapl.discriminator import resolve_encoder
-
-        resolve_encoder(config.objective.adversarial.encoder)
+    check_discriminator(config)
 
 
-def _discriminator(config: Config) -> Any:
-    """The discriminator of the configuration, or None; imports torch only where it is needed."""
-    if config.objective.adversarial.discriminator == "none":
-        return None
-    from uniapl.discriminator import EmbeddingDiscriminator, resolve_encoder
-
-    threads = min(MAX_EMBEDDING_THREADS, len(os.sched_getaffinity(0)))
-    discriminator = EmbeddingDiscriminator(resolve_encoder(config.objective.adversarial.encoder), threads)
-    discriminator.scores("warm", ["up"])
+def _discriminator(config: Config) -> Discriminator | None:
+    """The discriminator of the configuration, ready; imports torch only where it is needed."""
+    discriminator = open_discriminator(config, min(MAX_DISCRIMINATOR_THREADS, len(os.sched_getaffinity(0))))
+    if discriminator is not None:
+        discriminator.scores([Comparison([{"role": "user", "content": "say"}], "warm", ["up"])])
     return discriminator
 
 

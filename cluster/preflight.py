@@ -7,7 +7,7 @@ from pathlib import Path
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 from uniapl.data.sources import heldout_prompts, open_sources
-from uniapl.discriminator import resolve_encoder
+from uniapl.discriminators import check_discriminator
 from uniapl.records import Prompt
 from uniapl.rewards import resolve
 
@@ -25,6 +25,5 @@ def preflight(config: Config) -> list[Prompt]:
     if not config.needs_engine:
         return []
     resolve(config.reward.functions)
-    if config.objective.adversarial.discriminator == "embedding":
-        resolve_encoder(config.objective.adversarial.encoder)
+    check_discriminator(config)
     return heldout_prompts(config, config.evaluation.prompts) if config.evaluation.prompts else []

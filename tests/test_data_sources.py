@@ -30,18 +30,19 @@ def _reader(folder: Path, rows: list[dict]) -> ShardReader:
 
 
 def _sources(reader: ShardReader, encoder: ChatEncoder, seed: int = 0) -> list[PromptSource | DemonstrationSource]:
-    return [PromptSource(reader, encoder, seed, 32), DemonstrationSource(reader, encoder, seed, 32, 8)]
+    return [PromptSource(reader, encoder, seed, 32, 8), DemonstrationSource(reader, encoder, seed, 32, 8)]
 
 
 def test_a_prompt_carries_all_that_a_rollout_needs(reader: ShardReader, encoder: ChatEncoder) -> None:
-    source = PromptSource(reader, encoder, 0, 32)
+    source = PromptSource(reader, encoder, 0, 32, 8)
     prompts = {prompt.id: prompt for prompt in (source.next() for _ in range(20))}
     assert len(prompts) == 20
     prompt = prompts["r4"]
     assert prompt.messages == [{"role": "user", "content": "hello 4"}]
     assert prompt.token_ids == encoder.prompt_ids(prompt.messages)
     assert (prompt.verifier, prompt.expert_response) == ('{"instructions": []}', "world 4")
-    assert prompts["r5"].expert_response is None
+    assert prompt.expert_ids == encoder.response_ids("world 4")
+    assert (prompts["r5"].expert_response, prompts["r5"].expert_ids) == (None, None)
 
 
 def test_demonstrations_are_the_rows_with_a_response(reader: ShardReader, encoder: ChatEncoder) -> None:
@@ -78,7 +79,7 @@ def test_a_saved_source_goes_on_as_if_undisturbed(
 
 
 def test_the_seed_decides_the_order(reader: ShardReader, encoder: ChatEncoder) -> None:
-    first, again, other = (PromptSource(reader, encoder, seed, 32) for seed in (1, 1, 2))
+    first, again, other = (PromptSource(reader, encoder, seed, 32, 8) for seed in (1, 1, 2))
     orders = [[source.next().id for _ in range(20)] for source in (first, again, other)]
     assert orders[0] == orders[1] != orders[2]
 
@@ -87,7 +88,7 @@ def test_the_seed_decides_the_order(reader: ShardReader, encoder: ChatEncoder) -
 def test_a_cursor_of_another_data_set_or_seed_is_refused(
     reader: ShardReader, encoder: ChatEncoder, name: str, value: int
 ) -> None:
-    source = PromptSource(reader, encoder, 0, 32)
+    source = PromptSource(reader, encoder, 0, 32, 8)
     with pytest.raises(
         DataError, match=rf"saved cursor of prompts: {name} {value}; allowed: {[20, 0][name == 'seed']}"
     ):
@@ -135,8 +136,10 @@ def test_or_it_is_skipped_and_counted(tmp_path: Path, encoder: ChatEncoder, reas
 
 
 def test_a_long_response_does_not_harm_a_prompt(tmp_path: Path, encoder: ChatEncoder) -> None:
-    source = PromptSource(_reader(tmp_path, [row(0, response=LONG)]), encoder, 0, 32)
-    assert source.next().expert_response == LONG
+    source = PromptSource(_reader(tmp_path, [row(0, response=LONG)]), encoder, 0, 32, 8)
+    prompt = source.next()
+    assert prompt.expert_response == LONG
+    assert prompt.expert_ids == encoder.response_ids(LONG)[:8]
 
 
 def test_an_epoch_with_nothing_usable_is_an_error(tmp_path: Path, encoder: ChatEncoder) -> None:

@@ -14,6 +14,7 @@ from helpers_rewards import make_prompt
 
 from uniapl.config import RewardFunction
 from uniapl.config_errors import ConfigError
+from uniapl.discriminators import ExpertScores
 from uniapl.records import Score
 from uniapl.rewards import Reward, RewardResult, ScoreRequest, resolve
 from uniapl.rewards.cache import MemoryCache, cache_key
@@ -197,22 +198,22 @@ def test_scores_come_back_per_request_and_in_order():
 class FirstLetter:
     """Stands in for the encoder, so that the expected scores can be read off: 1 for equal first letters."""
 
-    def scores_many(self, groups):
-        return [[float(text[:1] == expert[:1]) for text in responses] for expert, responses in groups]
+    def scores(self, comparisons):
+        return [ExpertScores(1.5, [float(text[:1] == c.expert[:1]) for text in c.responses]) for c in comparisons]
 
 
 class Broken:
     """An encoder that runs out of memory, which the real one does only on a machine that does."""
 
-    def scores_many(self, groups):
+    def scores(self, comparisons):
         raise MemoryError("no room")
 
 
 def test_the_expert_score_is_given_where_the_prompt_has_an_expert_response():
     subject = scorer(reward(helpers_rewards.length), discriminator=FirstLetter())
     requests = [ScoreRequest(make_prompt(), ["a"]), ScoreRequest(make_prompt(expert="abc"), ["a", "b"])]
-    scores = [[score.expert_score for score in scores] for scores in subject.score(requests)]
-    assert scores == [[None], [1.0, 0.0]]
+    scores = [[(s.expert_score, s.expert_reference) for s in scores] for scores in subject.score(requests)]
+    assert scores == [[(None, None)], [(1.0, 1.5), (0.0, 1.5)]]
 
 
 def test_a_discriminator_that_fails_makes_its_samples_unscored():

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import ray
+from helpers_discriminator import compare, tiny_reward_model
 from helpers_rewards import make_prompt
 from ray import serve
 from ray.serve.handle import DeploymentHandle
@@ -18,7 +19,7 @@ from ray.serve.handle import DeploymentHandle
 from actors.reward_service import APPLICATION, start_reward_service, stop_reward_service
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
-from uniapl.discriminator import EmbeddingDiscriminator, resolve_encoder
+from uniapl.discriminators import open_discriminator
 from uniapl.records import Score
 from uniapl.rewards import ScoreRequest
 
@@ -71,12 +72,11 @@ def request(*responses: str, expert: str | None = EXPERT) -> ScoreRequest:
 
 def test_a_group_is_scored_by_every_reward_and_by_the_discriminator(service):
     first, second = service.score.remote(request(EXPERT, "Well, no.")).result(timeout_s=60)
-    expected = EmbeddingDiscriminator(resolve_encoder(CONFIG.objective.adversarial.encoder)).scores(
-        EXPERT, [EXPERT, "Well, no."]
-    )
+    [expected] = open_discriminator(CONFIG).scores([compare(EXPERT, [EXPERT, "Well, no."])])
     assert (first.reward, first.checks, first.unscored) == (1.5, {"punctuation:no_comma": True}, None)
     assert (second.reward, second.checks, second.unscored) == (0.5, {"punctuation:no_comma": False}, None)
-    assert [first.expert_score, second.expert_score] == pytest.approx(expected, abs=1e-6)
+    assert [first.expert_score, second.expert_score] == pytest.approx(expected.responses, abs=1e-6)
+    assert first.expert_reference == second.expert_reference == 1.0
 
 
 def test_without_an_expert_response_there_is_no_expert_score(service):
@@ -162,12 +162,32 @@ def test_a_replica_in_which_too_many_calls_hang_is_replaced(service):
             make_config({}, "embedding", encoder="nowhere"),
             "objective.adversarial.encoder: got 'nowhere'; nowhere/config.json is missing",
         ),
+        (
+            make_config({}, "reference_reward", reward_model="nowhere"),
+            "objective.adversarial.reward_model: got 'nowhere'; nowhere/config.json is missing",
+        ),
     ],
 )
 def test_what_the_configuration_names_and_is_not_there_is_one_line_before_anything_starts(config, message):
     with pytest.raises(ConfigError) as error:
         start_reward_service(config)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_a_reward_model_scores_in_the_service_as_it_does_here(cluster, tmp_path):
+    stop_reward_service()
+    config = make_config({}, "reference_reward", reward_model=str(tiny_reward_model(tmp_path)))
+    asked = ScoreRequest(make_prompt(NO_COMMA, EXPERT, "Where to?"), ["To the sea.", "No, nowhere."])
+    unpaired = ScoreRequest(make_prompt(NO_COMMA, None), ["To the sea."])
+    handle = start_reward_service(config)
+    calls = [handle.score.remote(one) for one in (asked, unpaired)]
+    scores, [without] = [call.result(timeout_s=60) for call in calls]
+    stop_reward_service()
+    [expected] = open_discriminator(config).scores([compare(EXPERT, asked.responses, "Where to?")])
+    assert [score.reward for score in scores] == [1.0, 0.0]
+    assert [score.expert_score for score in scores] == pytest.approx(expected.responses, abs=1e-5)
+    assert [score.expert_reference for score in scores] == pytest.approx([expected.reference] * 2, abs=1e-5)
+    assert (without.expert_score, without.expert_reference) == (None, None)
 
 
 def test_a_replica_that_cannot_start_is_an_error_that_says_why_and_leaves_nothing(cluster, monkeypatch):

@@ -39,7 +39,8 @@ class TestLearningRate:
 
 def sample(reward: float, passed: bool, expert: float | None, spans: list[VersionSpan]) -> Sample:
     n = spans[-1].end
-    score = Score(reward, checks={"a:b": passed}, expert_score=expert)
+    reference = None if expert is None else 0.7
+    score = Score(reward, checks={"a:b": passed}, expert_score=expert, expert_reference=reference)
     return Sample(list(range(n)), [-0.5] * n, spans, "text", "stop" if passed else "length", score)
 
 
@@ -59,8 +60,9 @@ def test_batch_metrics() -> None:
     assert m["reward/pass_rate"] == m["check/a:b"] == 0.25
     assert m["reward/zero_advantage_groups"] == 0.5
     assert (m["staleness/mean"], m["staleness/max"]) == (pytest.approx(1.6), 2.0), "per token, not per group"
-    assert m["discriminator/gap"] == pytest.approx(0.4)
-    assert m["discriminator/paired"] == 0.5
+    assert (m["discriminator/sample_mean"], m["discriminator/expert_mean"]) == pytest.approx((0.6, 0.7))
+    assert m["discriminator/gap"] == m["discriminator/margin"] == pytest.approx(0.1)
+    assert m["discriminator/accuracy"] == m["discriminator/paired"] == 0.5
     assert (m["length/sample_mean"], m["length/demonstration_mean"]) == (2.5, 3.0)
     assert m["length/truncated"] == 0.75
 
@@ -76,6 +78,7 @@ def test_a_batch_is_kept_as_rows_with_everything_a_replay_needs() -> None:
     rows = table.to_pylist()
     assert [r["kind"] for r in rows] == ["sample"] * 4 + ["demonstration"]
     assert rows[0]["versions"] == [{"start": 0, "end": 2, "version": 3}, {"start": 2, "end": 4, "version": 5}]
+    assert (rows[0]["expert_score"], rows[0]["expert_reference"]) == (0.8, 0.7)
     assert (rows[0]["lease_id"], rows[0]["response_ids"], rows[0]["checks"]) == (7, [0, 1, 2, 3], '{"a:b": true}')
     assert rows[4]["response_ids"] == [2, 3, 4]
 

@@ -52,16 +52,26 @@ def _checks(samples: list[Sample]) -> dict[str, float]:
 
 
 def _discriminator(samples: list[Sample]) -> dict[str, float]:
-    """Mean expert score of the samples; the expert's own response compared with itself scores 1."""
-    scores = [s.score.expert_score for s in samples if s.score is not None and s.score.expert_score is not None]
-    if not scores:
+    """How well the samples with an expert score are told from the expert's own responses.
+
+    `accuracy` is the share of samples that score below the expert's own response, `margin` by how much
+    they do on average, which is also the gap between the means.
+    """
+    pairs = [
+        (s.score.expert_reference, s.score.expert_score)
+        for s in samples
+        if s.score is not None and s.score.expert_score is not None and s.score.expert_reference is not None
+    ]
+    if not pairs:
         return {}
-    mean = fmean(scores)
+    expert, sample = fmean(expert for expert, _ in pairs), fmean(sample for _, sample in pairs)
     return {
-        "discriminator/sample_mean": mean,
-        "discriminator/expert_mean": 1.0,
-        "discriminator/gap": 1.0 - mean,
-        "discriminator/paired": len(scores) / len(samples),
+        "discriminator/accuracy": fmean(sample < expert for expert, sample in pairs),
+        "discriminator/margin": expert - sample,
+        "discriminator/sample_mean": sample,
+        "discriminator/expert_mean": expert,
+        "discriminator/gap": expert - sample,
+        "discriminator/paired": len(pairs) / len(samples),
     }
 
 

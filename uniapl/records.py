@@ -36,6 +36,8 @@ class Prompt:
     """The chat template applied, up to where the assistant's answer begins."""
     verifier: str | None = None
     expert_response: str | None = None
+    expert_ids: list[int] | None = None
+    """Token ids of the expert's response with the end-of-turn token, as long as a demonstration may be."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,8 @@ class Score:
     """Outcome per named check, such as `change_case:english_lowercase`."""
     expert_score: float | None = None
     """s_i of the discriminator; None where there is no discriminator or no expert response."""
+    expert_reference: float | None = None
+    """What the discriminator gives the expert's own response to the same prompt."""
 
 
 @dataclass
@@ -124,6 +128,26 @@ class MixedBatch:
     demonstrations: list[Demonstration]
 
 
+def expert_scores(groups: list[Group]) -> dict[int, list[tuple[float | None, float | None]]]:
+    """`expert_score` and `expert_reference` of every sample of scored groups, by lease id."""
+    return {g.lease_id: [(s.expert_score, s.expert_reference) for s in _scores(g)] for g in groups}
+
+
+def put_expert_scores(groups: list[Group], found: dict[int, list[tuple[float | None, float | None]]]) -> None:
+    """Give another copy of the same groups the scores that `expert_scores` took from the first.
+
+    Raises:
+        KeyError: a group that is not among them.
+    """
+    for group in groups:
+        for score, (own, reference) in zip(_scores(group), found[group.lease_id], strict=True):
+            score.expert_score, score.expert_reference = own, reference
+
+
+def _scores(group: Group) -> list[Score]:
+    return [sample.score for sample in group.samples if sample.score is not None]
+
+
 # A consumed batch as kept in runs/<name>/batches/, one row per sample or demonstration.
 BATCH_SCHEMA = pa.schema(
     [
@@ -140,6 +164,7 @@ BATCH_SCHEMA = pa.schema(
         ("finish_reason", pa.string()),
         ("reward", pa.float64()),
         ("expert_score", pa.float64()),
+        ("expert_reference", pa.float64()),
         ("checks", pa.string()),
     ]
 )
@@ -168,6 +193,7 @@ def _sample_row(step: int, group: Group, sample: Sample) -> dict[str, object]:
         "finish_reason": sample.finish_reason,
         "reward": score.reward,
         "expert_score": score.expert_score,
+        "expert_reference": score.expert_reference,
         "checks": json.dumps(score.checks, sort_keys=True),
     }
 

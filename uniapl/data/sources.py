@@ -94,7 +94,8 @@ class Cursor:
 class PromptSource:
     """Prompts over all rows, with the expert response where there is one.
 
-    A prompt of more than `max_prompt_tokens` tokens is a bad row.
+    A prompt of more than `max_prompt_tokens` tokens is a bad row. An expert response of more than
+    `max_response_tokens` is not: `expert_ids` ends there.
     """
 
     def __init__(
@@ -103,9 +104,11 @@ class PromptSource:
         encoder: ChatEncoder,
         seed: int,
         max_prompt_tokens: int,
+        max_response_tokens: int,
         on_bad_row: OnBadRow = "error",
     ) -> None:
-        self.encoder, self.max_prompt_tokens = encoder, max_prompt_tokens
+        self.encoder = encoder
+        self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
         self._cursor = Cursor(reader, seed, "prompts", on_bad_row)
 
     @property
@@ -122,9 +125,9 @@ class PromptSource:
 
     def _read(self, index: int) -> Prompt:
         row = self._cursor.reader[index]
-        return Prompt(
-            row.id, row.messages, prompt_ids(row, self.encoder, self.max_prompt_tokens), row.verifier, row.response
-        )
+        ids = prompt_ids(row, self.encoder, self.max_prompt_tokens)
+        expert = None if row.response is None else self.encoder.response_ids(row.response)[: self.max_response_tokens]
+        return Prompt(row.id, row.messages, ids, row.verifier, row.response, expert)
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, JSON-able."""
@@ -213,7 +216,7 @@ def open_sources(config: Config) -> tuple[PromptSource, DemonstrationSource]:
     data, seed = config.data, config.run.seed
     reader, encoder = ShardReader(data.train), ChatEncoder.from_folder(config.model.path)
     return (
-        PromptSource(reader, encoder, seed, data.max_prompt_tokens, data.on_bad_row),
+        PromptSource(reader, encoder, seed, data.max_prompt_tokens, data.max_response_tokens, data.on_bad_row),
         DemonstrationSource(reader, encoder, seed, data.max_prompt_tokens, data.max_response_tokens, data.on_bad_row),
     )
 
@@ -227,7 +230,10 @@ def heldout_prompts(config: Config, n: int) -> list[Prompt]:
     if n == 0:
         return []
     reader, encoder = ShardReader(config.data.heldout), ChatEncoder.from_folder(config.model.path)
-    source = PromptSource(reader, encoder, HELDOUT_SEED, config.data.max_prompt_tokens, config.data.on_bad_row)
+    data = config.data
+    source = PromptSource(
+        reader, encoder, HELDOUT_SEED, data.max_prompt_tokens, data.max_response_tokens, data.on_bad_row
+    )
     prompts: list[Prompt] = []
     while len(prompts) < n:
         prompt = source.next()

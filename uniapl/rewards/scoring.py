@@ -8,8 +8,9 @@ import reprlib
 import threading
 from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any
 
+from uniapl.discriminators import Comparison, Discriminator
 from uniapl.records import Prompt, Score
 from uniapl.rewards.cache import ScoreCache, cache_key
 from uniapl.rewards.calls import CallPool
@@ -17,12 +18,6 @@ from uniapl.rewards.registry import Reward
 from uniapl.rewards.types import RewardResult, ScoreRequest, UnscorableError
 
 REASON_CHARS = 200
-
-
-class Discriminator(Protocol):
-    """Scores responses against the expert's; higher is closer to the expert."""
-
-    def scores_many(self, groups: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]: ...
 
 
 class Scorer:
@@ -34,7 +29,7 @@ class Scorer:
         rewards: what is summed, each value times its weight.
         cache: where single results are kept; only results of functions that succeeded.
         timeout_s: seconds that one call of a reward function may take.
-        discriminator: fills `Score.expert_score` where the prompt has an expert response.
+        discriminator: fills `expert_score` and `expert_reference` where the prompt has an expert response.
         pool: the threads that call the reward functions.
     """
 
@@ -100,20 +95,20 @@ class Scorer:
         if self._discriminator is None:
             return
         pairs = [
-            (request.prompt.expert_response, request.responses, scores)
+            (Comparison(request.prompt.messages, request.prompt.expert_response, request.responses), scores)
             for request, scores in zip(requests, grouped, strict=True)
             if request.prompt.expert_response is not None
         ]
         try:
-            expert_scores = self._discriminator.scores_many([(expert, texts) for expert, texts, _ in pairs])
+            found = self._discriminator.scores([compared for compared, _ in pairs])
         except Exception as error:  # the samples are then unscored, with this reason
-            for _, _, scores in pairs:
+            for _, scores in pairs:
                 for score in scores:
                     score.reward, score.unscored = None, _reason("discriminator", error)
             return
-        for (_, _, scores), values in zip(pairs, expert_scores, strict=True):
-            for score, value in zip(scores, values, strict=True):
-                score.expert_score = value
+        for (_, scores), expert in zip(pairs, found, strict=True):
+            for score, value in zip(scores, expert.responses, strict=True):
+                score.expert_score, score.expert_reference = value, expert.reference
 
     def _count(self, **counts: int) -> None:
         with self._counting:

@@ -1,7 +1,6 @@
-"""The discriminator: how close a response is to the expert's.
+"""`embedding`: the cosine of a frozen sentence encoder's embeddings of a response and of the expert's.
 
-`embedding` is the cosine of a frozen sentence encoder's embeddings of both texts. The encoder is a
-folder in the sentence-transformers layout: a transformer, `1_Pooling/config.json` with mean
+The encoder is a folder in the sentence-transformers layout: a transformer, `1_Pooling/config.json` with mean
 pooling, optionally `sentence_bert_config.json` with the longest input.
 """
 
@@ -20,6 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from uniapl.config_errors import ConfigError
+from uniapl.discriminators.batches import padded_batches
+from uniapl.discriminators.types import Comparison, ExpertScores
 
 _KEY = "objective.adversarial.encoder"
 BATCH_TOKENS = 1024
@@ -67,7 +68,8 @@ class EmbeddingDiscriminator:
     """Cosine, in [-1, 1], of frozen embeddings of responses and of the expert's response.
 
     A text longer than the encoder's input is cut there. An empty response is embedded like any
-    other (its start and end tokens alone), so its cosine is defined, and low.
+    other (its start and end tokens alone), so its cosine is defined, and low. The expert's own response
+    scores 1.
 
     Args:
         folder: the encoder, see `resolve_encoder`.
@@ -88,24 +90,30 @@ class EmbeddingDiscriminator:
         self._experts: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
 
-    def scores(self, expert: str, responses: Sequence[str]) -> list[float]:
-        """Cosine of each response's embedding with the expert's."""
-        return self.scores_many([(expert, responses)])[0]
-
-    def scores_many(self, groups: Sequence[tuple[str, Sequence[str]]]) -> list[list[float]]:
-        """`scores` of several (expert response, responses), embedded together.
+    def scores(self, comparisons: Sequence[Comparison]) -> list[ExpertScores]:
+        """Cosine of each response's embedding with the expert's; all texts are embedded together.
 
         Raises:
             ValueError: the encoder gave a value that is not finite.
         """
         with self._lock:
-            experts = list(dict.fromkeys(expert for expert, _ in groups))
+            experts = list(dict.fromkeys(compared.expert for compared in comparisons))
             new = [expert for expert in experts if expert not in self._experts]
-            texts = list(dict.fromkeys([*new, *(text for _, responses in groups for text in responses)]))
+            texts = list(dict.fromkeys([*new, *(text for compared in comparisons for text in compared.responses)]))
             embedded = dict(zip(texts, self.embed(texts), strict=True))
             reference = {expert: self._remember(expert, embedded) for expert in experts}
             self._forget()
-        return [[_cosine(reference[expert], embedded[text]) for text in responses] for expert, responses in groups]
+        return [
+            ExpertScores(
+                reference=1.0,
+                # A copy is no farther from the expert than the expert is, also where rounding says so.
+                responses=[
+                    1.0 if text == compared.expert else _cosine(reference[compared.expert], embedded[text])
+                    for text in compared.responses
+                ],
+            )
+            for compared in comparisons
+        ]
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -118,7 +126,7 @@ class EmbeddingDiscriminator:
         clean = [text.encode("utf-8", "replace").decode("utf-8") for text in texts]
         tokens = self._tokenizer(clean, truncation=True, max_length=self._max_tokens)["input_ids"]
         result = torch.empty(len(texts), self._model.config.hidden_size)
-        for rows in _batches([len(ids) for ids in tokens]):
+        for rows in padded_batches([len(ids) for ids in tokens], BATCH_TOKENS):
             result[rows] = self._forward([tokens[row] for row in rows])
         return result
 
@@ -152,17 +160,6 @@ def _max_tokens(folder: Path, model_config: Any) -> int:
     path = folder / "sentence_bert_config.json"
     stated = _json(path).get("max_seq_length") if path.is_file() else None
     return int(stated or model_config.max_position_embeddings)
-
-
-def _batches(lengths: list[int]) -> list[list[int]]:
-    """Rows by length, as many together as fit `BATCH_TOKENS` when padded to the longest of them."""
-    batches: list[list[int]] = []
-    for row in sorted(range(len(lengths)), key=lambda row: lengths[row]):
-        if batches and (len(batches[-1]) + 1) * lengths[row] <= BATCH_TOKENS:
-            batches[-1].append(row)
-        else:
-            batches.append([row])
-    return batches
 
 
 class _OneDnnLinear(nn.Module):

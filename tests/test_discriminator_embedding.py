@@ -7,11 +7,12 @@ import sys
 
 import pytest
 import torch
+from helpers_discriminator import compare
 from transformers import AutoModel, AutoTokenizer
 
-from uniapl.config import AdversarialTerm
 from uniapl.config_errors import ConfigError
-from uniapl.discriminator import EmbeddingDiscriminator, resolve_encoder
+from uniapl.discriminators.embedding import EmbeddingDiscriminator, resolve_encoder
+from uniapl.objective_config import AdversarialTerm
 
 DEFAULT = AdversarialTerm().encoder
 EXPERT = "A cat sat on the mat and looked at the rain."
@@ -40,6 +41,12 @@ def direct():
     return embedding
 
 
+def scores_of(discriminator: EmbeddingDiscriminator, expert: str, responses: list[str]) -> list[float]:
+    [found] = discriminator.scores([compare(expert, responses)])
+    assert found.reference == 1.0
+    return found.responses
+
+
 def random_texts(count: int) -> list[str]:
     rng = random.Random(0)
     words = ["the", "a", "fox", "dog", "river", "stone", "sings", "runs", "over", "under", "blue", "quick"]
@@ -48,34 +55,35 @@ def random_texts(count: int) -> list[str]:
 
 def test_scores_are_the_cosines_of_a_direct_computation(discriminator, direct):
     expected = [float(direct(EXPERT) @ direct(text)) for text in TEXTS]
-    assert discriminator.scores(EXPERT, TEXTS) == pytest.approx(expected, abs=2e-6)
+    assert scores_of(discriminator, EXPERT, TEXTS) == pytest.approx(expected, abs=2e-6)
 
 
 def test_the_expert_itself_scores_one_a_paraphrase_more_than_another_subject_and_empty_is_low(discriminator):
-    itself, paraphrase, other, empty, *_ = discriminator.scores(EXPERT, TEXTS)
-    assert itself == pytest.approx(1.0, abs=1e-6)
+    itself, paraphrase, other, empty, *_ = scores_of(discriminator, EXPERT, TEXTS)
+    assert itself == 1.0, "not 0.9999999"
     assert 1.0 > paraphrase > 0.4 > 0.2 > other
     assert -1.0 <= empty < 0.2
-    assert discriminator.scores(EXPERT, ["", " \n"]) == pytest.approx([empty, empty], abs=1e-6)
+    assert scores_of(discriminator, EXPERT, ["", " \n"]) == pytest.approx([empty, empty], abs=1e-6)
 
 
 def test_a_score_does_not_depend_on_what_else_is_in_the_batch(discriminator):
     texts = random_texts(40)
-    together = discriminator.scores(EXPERT, texts)
-    alone = [discriminator.scores(EXPERT, [text])[0] for text in texts]
-    reverse = discriminator.scores(EXPERT, texts[::-1])[::-1]
+    together = scores_of(discriminator, EXPERT, texts)
+    alone = [scores_of(discriminator, EXPERT, [text])[0] for text in texts]
+    reverse = scores_of(discriminator, EXPERT, texts[::-1])[::-1]
     assert together == pytest.approx(alone, abs=1e-6)
     assert together == pytest.approx(reverse, abs=1e-6)
-    assert together == discriminator.scores(EXPERT, texts)
+    assert together == scores_of(discriminator, EXPERT, texts)
 
 
 def test_several_groups_score_as_they_would_one_by_one(discriminator):
     texts = random_texts(9)
     groups = [(texts[0], texts[3:5]), (texts[1], []), (texts[2], texts[5:9]), (texts[0], texts[4:6])]
-    apart = [discriminator.scores(expert, responses) for expert, responses in groups]
-    for scores, expected in zip(discriminator.scores_many(groups), apart, strict=True):
-        assert scores == pytest.approx(expected, abs=1e-6)
-    assert discriminator.scores_many([]) == []
+    apart = [scores_of(discriminator, expert, responses) for expert, responses in groups]
+    together = discriminator.scores([compare(*group) for group in groups])
+    for found, expected in zip(together, apart, strict=True):
+        assert found.responses == pytest.approx(expected, abs=1e-6)
+    assert discriminator.scores([]) == []
 
 
 def test_an_experts_embedding_is_computed_once_and_few_are_kept(discriminator, monkeypatch):
@@ -83,7 +91,7 @@ def test_an_experts_embedding_is_computed_once_and_few_are_kept(discriminator, m
     embed = discriminator.embed  # a spy around the real encoder: how often it ran shows in no result
     monkeypatch.setattr(discriminator, "embed", lambda texts: embedded.extend(texts) or embed(texts))
     for expert in ["one", "one", "two", "three", "one"]:
-        discriminator.scores(expert, ["a response"])
+        scores_of(discriminator, expert, ["a response"])
     assert [text for text in embedded if text != "a response"] == ["one", "two", "three", "one"]
     assert len(discriminator._experts) == 2
 
@@ -101,7 +109,7 @@ def test_an_encoder_that_overflows_is_an_error(tmp_path):
     broken = EmbeddingDiscriminator(resolve_encoder(str(folder)))
     next(broken._model.parameters()).data.fill_(float("nan"))
     with pytest.raises(ValueError, match="the sentence encoder gave a value that is not finite"):
-        broken.scores(EXPERT, ["text"])
+        scores_of(broken, EXPERT, ["text"])
 
 
 def test_the_package_is_located_without_being_imported():

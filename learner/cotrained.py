@@ -1,0 +1,152 @@
+"""The cotrained discriminator over the learner's ranks: one ZeRO-3 engine more, beside the policy's."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from learner.device import Device
+from learner.gradients import discard, gradient_norm
+from learner.nonfinite import NonFiniteError, of_all_ranks
+from learner.zero import build_engine
+from uniapl.config import Config
+from uniapl.discriminators.cotrained import (
+    Duel,
+    backbone_path,
+    bradley_terry_loss,
+    duel_batch,
+    load_scorer,
+    plan_duels,
+)
+from uniapl.records import Group, Sample
+
+TAG = "discriminator"
+_SUMS = ("pairs", "loss", "told_apart", "expert", "sample")
+
+
+class CotrainedDiscriminator:
+    """Holds this rank's shard of the discriminator and its AdamW, at a constant learning rate of its own.
+
+    Weight decay, betas, clipping and dtype are the policy's. Every method is a collective of all ranks.
+
+    Args:
+        config: of the run.
+        device: of this rank.
+        ranks: of the process group, which this process has joined.
+    """
+
+    def __init__(self, config: Config, device: Device, ranks: int) -> None:
+        own = config.objective.adversarial.cotrained
+        scorer = load_scorer(backbone_path(config), config.run.seed, config.learner.activation_checkpointing)
+        learner = config.learner.model_copy(update={"learning_rate": own.learning_rate})
+        self._engine = build_engine(scorer, learner, ranks)
+        self._device = device.torch_device
+        self._ranks = ranks
+        self._budget = config.learner.row_tokens * config.learner.micro_batch_rows
+
+    def score_and_train(self, groups: list[Group], step: int) -> dict[str, float]:
+        """Score every sample that has an expert's response beside it, then make one optimizer step.
+
+        Scores are those of the weights before the step: `expert_score` and `expert_reference` of each such
+        sample are filled in place.
+
+        Args:
+            groups: this rank's share of the batch; may be empty.
+            step: of the policy, for the error.
+
+        Returns:
+            metrics over the pairs of all ranks, the same on every rank; empty where no rank has any.
+
+        Raises:
+            NonFiniteError: loss or gradient, with the prompts' ids; no rank has made its step then.
+        """
+        batches = plan_duels(groups, self._budget)
+        pairs = sum(len(duel.samples) for batch in batches for duel in batch)
+        total, most = self._reduce([pairs]), self._reduce([len(batches)], dist.ReduceOp.MAX)
+        if not total[0]:
+            return {}
+        batches += [[] for _ in range(int(most[0]) - len(batches))]
+        sums = dict.fromkeys(_SUMS, 0.0)
+        for batch in batches:
+            for key, value in self._run(batch, total[0]).items():
+                sums[key] += value
+        metrics = _metrics(dict(zip(_SUMS, self._reduce(list(sums.values())), strict=True)))
+        norm = gradient_norm(self._engine)
+        if not (math.isfinite(metrics["discriminator/loss"]) and math.isfinite(norm)):
+            discard(self._engine)
+            raise _failure(step, metrics["discriminator/loss"], groups)
+        self._engine.step()
+        return metrics | {"discriminator/grad_norm": norm}
+
+    def save(self, folder: Path) -> None:
+        """Shards of weights and optimizer, one file per rank, in `folder`/discriminator."""
+        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """The inverse of `save`, with the same number of ranks.
+
+        Raises:
+            RuntimeError: there is nothing to load.
+        """
+        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+        if path is None:
+            raise RuntimeError(f"{folder}: holds no state of a discriminator")
+
+    def _run(self, duels: list[Duel], pairs: float) -> dict[str, float]:
+        """Forward and backward of one micro-batch, its part of a mean over `pairs`; fills in the scores."""
+        batch = duel_batch(duels).to(self._device)
+        scores = self._engine(batch.input_ids, batch.attention_mask)
+        expert, samples = scores[batch.expert_row], scores[batch.sample_row]
+        losses = bradley_terry_loss(expert, samples)
+        # ZeRO averages gradients over ranks; the pairs are those of all of them.
+        self._engine.backward(losses.sum() / pairs * self._ranks, scale_wrt_gas=False)
+        fought = [sample for duel in duels for sample in duel.samples]
+        for sample, own, reference in zip(fought, samples.tolist(), expert.tolist(), strict=True):
+            assert sample.score is not None  # noqa: S101 (the queue lets no unscored sample through)
+            sample.score.expert_score, sample.score.expert_reference = own, reference
+        return _sums(losses.detach(), expert.detach().double(), samples.detach().double())
+
+    def _reduce(self, values: list[float], operation: Any = dist.ReduceOp.SUM) -> list[float]:
+        reduced = torch.tensor(values, dtype=torch.float64, device=self._device)
+        dist.all_reduce(reduced, op=operation)
+        return reduced.tolist()
+
+
+def _failure(step: int, loss: float, groups: list[Group]) -> NonFiniteError:
+    """Names the prompts with a score that is not finite or, where only the gradient is not, all of them."""
+    paired = [group for group in groups if group.prompt.expert_ids is not None]
+    if math.isfinite(loss):
+        everyone = of_all_ranks([group.prompt.id for group in paired])
+        return NonFiniteError(step, "discriminator's gradient", everyone, "one or more of the prompts")
+    bad = of_all_ranks([group.prompt.id for group in paired if not all(map(_finite, group.samples))])
+    return NonFiniteError(step, "discriminator's loss", bad, "prompts")
+
+
+def _finite(sample: Sample) -> bool:
+    score = sample.score
+    return score is None or all(math.isfinite(value or 0.0) for value in (score.expert_score, score.expert_reference))
+
+
+def _sums(losses: Tensor, expert: Tensor, samples: Tensor) -> dict[str, float]:
+    told_apart = (samples < expert).double()
+    values = [torch.ones_like(losses), losses, told_apart, expert, samples]
+    return {key: float(value.sum()) for key, value in zip(_SUMS, values, strict=True)}
+
+
+def _metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Means over pairs; as in `uniapl.metrics`."""
+    n = sums["pairs"]
+    expert, sample = sums["expert"] / n, sums["sample"] / n
+    return {
+        "discriminator/loss": sums["loss"] / n,
+        "discriminator/accuracy": sums["told_apart"] / n,
+        "discriminator/margin": expert - sample,
+        "discriminator/sample_mean": sample,
+        "discriminator/expert_mean": expert,
+        "discriminator/gap": expert - sample,
+    }

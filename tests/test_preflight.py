@@ -1,0 +1,43 @@
+"""What a run needs is looked for before any process starts: the discriminator's folders."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from helpers_discriminator import tiny_reward_model
+from helpers_toy import toy_config
+
+from cluster.preflight import preflight
+from uniapl.config import Config, load_config
+from uniapl.config_errors import ConfigError
+
+
+def config(folder: Path, model: Path, discriminator: str, **keys: object) -> Config:
+    overrides = ["weight=0.1", f"discriminator={discriminator}", *(f"{key}={value}" for key, value in keys.items())]
+    return load_config(toy_config(folder, model), [f"objective.adversarial.{override}" for override in overrides])
+
+
+@pytest.mark.parametrize("kind", ["embedding", "reference_reward", "cotrained"])
+def test_held_out_prompts_come_back_when_all_is_there(tiny: Path, tmp_path: Path, kind: str) -> None:
+    reward_model = tiny_reward_model(tmp_path / "reward")
+    assert len(preflight(config(tmp_path / "toy", tiny, kind, reward_model=reward_model))) == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "key"),
+    [
+        ("embedding", "encoder"),
+        ("reference_reward", "reward_model"),
+        ("cotrained", "cotrained.model"),
+    ],
+)
+def test_a_wrong_folder_is_one_line_and_nothing_else(
+    tiny: Path, tmp_path: Path, kind: str, key: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    wrong = toy_config(tmp_path / "toy", tiny).parent
+    (wrong / "config.json").write_text('{"model_type": "qwen3", "architectures": ["Qwen3Model"]}')
+    with pytest.raises(ConfigError) as error:
+        preflight(config(tmp_path / "toy", tiny, kind, **{key: wrong}))
+    assert str(error.value).startswith(f"objective.adversarial.{key}: got '{wrong}'") and "\n" not in str(error.value)
+    assert capfd.readouterr().err == ""
