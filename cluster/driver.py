@@ -21,7 +21,7 @@ from uniapl.config import Config, ObjectiveConfig
 from uniapl.live import LiveTable
 from uniapl.metrics import batch_metrics, time_split
 from uniapl.objective.controllers import Controllers
-from uniapl.records import MixedBatch, Prompt
+from uniapl.records import MixedBatch, Prompt, put_expert_scores
 from uniapl.report import write_report
 from uniapl.runlog import RunError, RunLog
 
@@ -108,12 +108,16 @@ def one_step(system: System, controllers: Controllers, folder: Path, step: int) 
 def _learn(
     system: System, folder: Path, refs: BatchRefs, batch: MixedBatch, weights: dict[str, float]
 ) -> dict[str, float]:
+    """The learner's step; expert scores that were found in it stand in `batch` afterwards."""
     groups, tokens = [entry.ref for entry in refs.groups], [entry.tokens for entry in refs.groups]
     try:
-        return system.learner.step(batch.step, groups, tokens, refs.demonstrations, weights)
+        metrics, scores = system.learner.step(batch.step, groups, tokens, refs.demonstrations, weights)
     except NonFiniteError as error:
         kept = run_folder.save_batch(folder, batch, "failed")
         raise RunError(f"step {batch.step + 1}: {error}; the batch is in {kept}") from None
+    if scores:
+        put_expert_scores(batch.groups, scores)
+    return metrics
 
 
 def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 import ray
 
 from learner.nonfinite import NonFiniteError
-from learner.worker import LearnerRank
+from learner.worker import LearnerRank, Scores
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.packing import partition
@@ -41,7 +41,7 @@ class LearnerGroup:
         tokens: list[int],
         demonstrations: list[Demonstration],
         weights: dict[str, float],
-    ) -> dict[str, float]:
+    ) -> tuple[dict[str, float], Scores]:
         """One optimizer step over a batch, shared out so that every rank has about as many tokens.
 
         Args:
@@ -51,8 +51,12 @@ class LearnerGroup:
             demonstrations: of the batch.
             weights: of every term in this step.
 
+        Returns:
+            metrics, and the expert scores of a cotrained discriminator by lease; without one empty.
+
         Raises:
-            NonFiniteError: loss or gradient; the weights are as they were.
+            NonFiniteError: loss or gradient, of the policy or of a cotrained discriminator; the weights of that one
+                are as they were.
         """
         costs = tokens + [len(d.prompt_ids) + len(d.response_ids) for d in demonstrations]
         calls = []
@@ -61,9 +65,10 @@ class LearnerGroup:
             shown = [demonstrations[i - len(groups)] for i in sorted(share) if i >= len(groups)]
             calls.append(rank.step.remote(number, mine, shown, weights))
         try:
-            return self._all(calls)[0]
+            answers = self._all(calls)
         except NonFiniteError as error:  # every rank raises the same one; without Ray's wrapping and its traceback
             raise getattr(error, "cause", error) from None
+        return answers[0][0], {lease: found for _, scores in answers for lease, found in scores.items()}
 
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
         """Log-probabilities of the response tokens under the present weights."""

@@ -11,6 +11,7 @@ import ray
 import torch
 
 from learner import checkpoint
+from learner.cotrained import CotrainedDiscriminator
 from learner.device import local_device, set_threads
 from learner.passes import plan_micro_batches
 from learner.step import train_step
@@ -20,9 +21,11 @@ from uniapl.config import Config
 from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.policy import load_policy
-from uniapl.records import Demonstration, MixedBatch
+from uniapl.records import Demonstration, MixedBatch, expert_scores
 from uniapl.schedule import learning_rate
 
+Scores = dict[int, list[tuple[float | None, float | None]]]
+"""What `uniapl.records.expert_scores` gives."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -59,18 +62,25 @@ class LearnerRank:
         if c.objective.kl.weight.ever_positive:  # what training began from, also in a run that goes on
             frozen = load_policy(c.objective.kl.reference or c.model.path)
             self._reference = build_reference(frozen, c.learner, ranks)
+        self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
         self._sender = WeightSender(
             self._engine.module, DTYPES[c.rollout.dtype], self._device, self._rank, c.cluster.broadcast_timeout_s
         )
 
     def step(
         self, number: int, groups: list[Any], demonstrations: list[Demonstration], weights: dict[str, float]
-    ) -> dict[str, float]:
-        """One optimizer step on this rank's share; `groups` are references to `Group`s."""
+    ) -> tuple[dict[str, float], Scores]:
+        """One optimizer step on this rank's share; `groups` are references to `Group`s.
+
+        Returns:
+            metrics over all ranks, and the expert scores that a cotrained discriminator gave this rank's groups.
+        """
         c = self._config
         batch = MixedBatch(number, ray.get(groups), demonstrations)
         rate = learning_rate(number, c.run.steps, c.learner)
-        return train_step(self._engine, batch, c, weights, rate, self._device.torch_device, self._reference)
+        learned = self._discriminator.score_and_train(batch.groups, number) if self._discriminator else {}
+        learned |= train_step(self._engine, batch, c, weights, rate, self._device.torch_device, self._reference)
+        return learned, expert_scores(batch.groups) if self._discriminator else {}
 
     @torch.no_grad()
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
@@ -97,10 +107,14 @@ class LearnerRank:
     def save(self, folder: str) -> None:
         """Write this rank's part of a checkpoint into `folder`."""
         checkpoint.save_engine(self._engine, Path(folder))
+        if self._discriminator:
+            self._discriminator.save(Path(folder))
 
     def load(self, folder: str) -> None:
         """Read this rank's part of a checkpoint from `folder`."""
         checkpoint.load_engine(self._engine, Path(folder))
+        if self._discriminator:
+            self._discriminator.load(Path(folder))
 
     def export(self, folder: str) -> None:
         """Write the whole policy as a Hugging Face folder, from rank 0."""
