@@ -1,40 +1,31 @@
-"""One ZeRO-3 rank, as a Ray actor."""
+"""One ZeRO-3 rank as a Ray actor; torch and DeepSpeed are loaded in its own process, not where it is called from."""
 
 from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ray
-import torch
 
-from learner import checkpoint
-from learner.cotrained import CotrainedDiscriminator
-from learner.device import local_device, set_threads
-from learner.passes import plan_micro_batches
-from learner.step import train_step
-from learner.weight_sender import WeightSender
-from learner.zero import build_engine, build_reference, join_ranks
 from uniapl.config import Config
-from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
-from uniapl.policy import load_policy
-from uniapl.records import Demonstration, MixedBatch, expert_scores
-from uniapl.schedule import learning_rate
+from uniapl.records import Demonstration
+
+if TYPE_CHECKING:
+    from learner.rank import Rank
 
 Scores = dict[int, list[tuple[float | None, float | None]]]
 """What `uniapl.records.expert_scores` gives."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class LearnerRank:
-    """Holds this rank's shard of the policy and its optimizer. Every method but `address` is a collective."""
+    """`address`, then `start` on every rank, then any of the rest, which are collectives: see `learner.rank.Rank`."""
 
     def __init__(self, rank: int, config: Config) -> None:
-        self._rank = rank
+        self._number = rank
         self._config = config
+        self._rank: Rank
 
     def address(self) -> tuple[str, int]:
         """This machine's address and a port that is free on it: where rank 0 is to be met."""
@@ -44,78 +35,36 @@ class LearnerRank:
 
     def start(self, host: str, port: int) -> None:
         """Join the other ranks and load the policy."""
-        c, ranks = self._config, self._config.learner.ranks
-        gpus = ray.get_gpu_ids()
         os.environ.update(
-            RANK=str(self._rank),
-            LOCAL_RANK="0" if gpus else str(self._rank),
-            WORLD_SIZE=str(ranks),
+            RANK=str(self._number),
+            LOCAL_RANK="0" if ray.get_gpu_ids() else str(self._number),
+            WORLD_SIZE=str(self._config.learner.ranks),
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        self._device = local_device(0)
-        set_threads(c.learner.threads, ranks)
-        join_ranks(self._device, c.cluster.step_timeout_s)
-        policy = load_policy(c.model.path, c.learner.activation_checkpointing)
-        self._engine = build_engine(policy, c.learner, ranks)
-        self._reference = None
-        if c.objective.kl.weight.ever_positive:  # what training began from, also in a run that goes on
-            frozen = load_policy(c.objective.kl.reference or c.model.path)
-            self._reference = build_reference(frozen, c.learner, ranks)
-        self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
-        self._sender = WeightSender(
-            self._engine.module, DTYPES[c.rollout.dtype], self._device, self._rank, c.cluster.broadcast_timeout_s
-        )
+        from learner.rank import Rank
+
+        self._rank = Rank(self._number, self._config)
 
     def step(
         self, number: int, groups: list[Any], demonstrations: list[Demonstration], weights: dict[str, float]
     ) -> tuple[dict[str, float], Scores]:
-        """One optimizer step on this rank's share; `groups` are references to `Group`s.
+        return self._rank.step(number, groups, demonstrations, weights)
 
-        Returns:
-            metrics over all ranks, and the expert scores that a cotrained discriminator gave this rank's groups.
-        """
-        c = self._config
-        batch = MixedBatch(number, ray.get(groups), demonstrations)
-        rate = learning_rate(number, c.run.steps, c.learner)
-        learned = self._discriminator.score_and_train(batch.groups, number) if self._discriminator else {}
-        learned |= train_step(self._engine, batch, c, weights, rate, self._device.torch_device, self._reference)
-        return learned, expert_scores(batch.groups) if self._discriminator else {}
-
-    @torch.no_grad()
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
-        """Log-probabilities of the response tokens, one list per sequence. Every rank gets the same sequences."""
-        order = {id(s): i for i, s in enumerate(sequences)}
-        found: list[list[float]] = [[] for _ in sequences]
-        device = self._device.torch_device
-        wanted = [s for s in sequences if s.response_ids]
-        for micro_batch in plan_micro_batches(wanted, self._config.learner, device):
-            values = self._engine(make_rows(micro_batch).to(device)).tolist()
-            for sequence in (s for row in micro_batch for block in row for s in block):
-                length = len(sequence.response_ids)
-                found[order[id(sequence)]], values = values[:length], values[length:]
-        return found
+        return self._rank.logprobs(sequences)
 
     def connect(self, handles: list[Any]) -> None:
-        """Form the weight group with the engines behind `handles`."""
-        self._sender.connect(handles, self._config.rollout.tensor_parallel, ray.util.get_node_ip_address())
+        self._rank.connect(handles)
 
     def broadcast(self, version: int, vector_scale: float) -> dict[str, float]:
-        """Send the present weights to the engines as `version`; see `WeightSender.send`."""
-        return self._sender.send(version, vector_scale)
+        return self._rank.broadcast(version, vector_scale)
 
     def save(self, folder: str) -> None:
-        """Write this rank's part of a checkpoint into `folder`."""
-        checkpoint.save_engine(self._engine, Path(folder))
-        if self._discriminator:
-            self._discriminator.save(Path(folder))
+        self._rank.save(folder)
 
     def load(self, folder: str) -> None:
-        """Read this rank's part of a checkpoint from `folder`."""
-        checkpoint.load_engine(self._engine, Path(folder))
-        if self._discriminator:
-            self._discriminator.load(Path(folder))
+        self._rank.load(folder)
 
     def export(self, folder: str) -> None:
-        """Write the whole policy as a Hugging Face folder, from rank 0."""
-        checkpoint.export_model(self._engine, self._config.model.path, Path(folder), self._rank)
+        self._rank.export(folder)

@@ -11,7 +11,8 @@ from helpers_discriminator import compare
 from transformers import AutoModel, AutoTokenizer
 
 from uniapl.config_errors import ConfigError
-from uniapl.discriminators.embedding import EmbeddingDiscriminator, resolve_encoder
+from uniapl.discriminators.embedding import EmbeddingDiscriminator
+from uniapl.discriminators.encoder_folder import resolve_encoder
 from uniapl.objective_config import AdversarialTerm
 
 DEFAULT = AdversarialTerm().encoder

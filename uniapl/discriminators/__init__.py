@@ -20,7 +20,7 @@ def check_discriminator(config: Config) -> None:
     """
     adversarial = config.objective.adversarial
     if adversarial.discriminator == "embedding":
-        from uniapl.discriminators.embedding import resolve_encoder
+        from uniapl.discriminators.encoder_folder import resolve_encoder
 
         resolve_encoder(adversarial.encoder)
     elif adversarial.discriminator == "reference_reward":
@@ -45,7 +45,8 @@ def open_discriminator(config: Config, threads: int | None = None) -> Discrimina
     """
     adversarial = config.objective.adversarial
     if adversarial.discriminator == "embedding":
-        from uniapl.discriminators.embedding import EmbeddingDiscriminator, resolve_encoder
+        from uniapl.discriminators.embedding import EmbeddingDiscriminator
+        from uniapl.discriminators.encoder_folder import resolve_encoder
 
         return EmbeddingDiscriminator(resolve_encoder(adversarial.encoder), threads)
     if adversarial.discriminator == "reference_reward":

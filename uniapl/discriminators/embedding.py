@@ -6,8 +6,6 @@ pooling, optionally `sentence_bert_config.json` with the longest input.
 
 from __future__ import annotations
 
-import importlib.util
-import json
 import math
 import threading
 from collections import OrderedDict
@@ -18,50 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from uniapl.config_errors import ConfigError
 from uniapl.discriminators.batches import padded_batches
+from uniapl.discriminators.encoder_folder import read_json
 from uniapl.discriminators.types import Comparison, ExpertScores
 
-_KEY = "objective.adversarial.encoder"
 BATCH_TOKENS = 1024
 """Padded tokens of one forward pass: few enough for the activations to stay in the CPU's caches."""
-
-
-def resolve_encoder(name: str) -> Path:
-    """The folder of a sentence encoder, given as a path or as `package:MODULE/FOLDER`.
-
-    The module is located, not imported: it may import libraries that are not installed.
-
-    Raises:
-        ConfigError: no such package or folder, or the folder is not a mean-pooling encoder.
-    """
-    folder = _package_folder(name) if name.startswith("package:") else Path(name)
-    for needed in ("config.json", "1_Pooling/config.json"):
-        if not (folder / needed).is_file():
-            raise ConfigError(f"{_KEY}: got '{name}'; {folder / needed} is missing; allowed: a sentence encoder")
-    modes = {
-        key for key, on in _json(folder / "1_Pooling/config.json").items() if key.startswith("pooling_mode") and on
-    }
-    if modes != {"pooling_mode_mean_tokens"}:
-        raise ConfigError(f"{_KEY}: got '{name}', which pools by {sorted(modes)}; allowed: pooling_mode_mean_tokens")
-    return folder
-
-
-def _package_folder(name: str) -> Path:
-    module, _, inside = name.removeprefix("package:").partition("/")
-    spec = importlib.util.find_spec(module) if module.isidentifier() else None
-    if spec is None or not spec.submodule_search_locations:
-        raise ConfigError(
-            f"{_KEY}: got '{name}'; no installed package '{module}'; allowed: a folder, or package:MODULE/FOLDER"
-        )
-    return Path(next(iter(spec.submodule_search_locations))) / inside
-
-
-def _json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise ConfigError(f"{_KEY}: {path} is not JSON: {error}") from None
 
 
 class EmbeddingDiscriminator:
@@ -158,7 +118,7 @@ def _cosine(expert: Tensor, response: Tensor) -> float:
 def _max_tokens(folder: Path, model_config: Any) -> int:
     """The longest input: what the encoder was trained with, where it says so."""
     path = folder / "sentence_bert_config.json"
-    stated = _json(path).get("max_seq_length") if path.is_file() else None
+    stated = read_json(path).get("max_seq_length") if path.is_file() else None
     return int(stated or model_config.max_position_embeddings)
 
 
