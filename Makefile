@@ -26,7 +26,8 @@ format: $(STAMP)
 	$(BIN)/ruff format .
 
 bench: $(STAMP) $(MODEL)/config.json
-	$(BIN)/python benchmarks/learner_step.py $(ARGS)
+	$(BIN)/python benchmarks/objective.py $(ARGS)
+	$(BIN)/python benchmarks/learner_step.py --steps 2 --dtypes bfloat16
 
 clean:
 	rm -rf .venv models runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
