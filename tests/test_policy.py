@@ -73,7 +73,17 @@ def test_a_shared_prompt_changes_neither_logprobs_nor_gradients(
     assert (shared_gradients - plain_gradients).norm() <= 1e-5 * plain_gradients.norm()
 
 
-def test_blocks_hold_neighbours_of_one_prompt_within_the_row() -> None:
+def test_the_expert_response_of_a_groups_prompt_shares_it_too(tiny: Path) -> None:
+    expert = TrainingSequence("expert", list(range(5, 11)), [90, 91, 92], 1.0)  # after all samples, as in a batch
+    blocks = share_prompts([*group_and_more(), expert], 64, True)
+    assert [s.id for s in blocks[0]] == ["0/0", "0/1", "0/2", "0/3", "expert"]
+    policy = load_policy(str(tiny))
+    with torch.no_grad():
+        shared, plain = policy(make_rows([blocks[:1]])), policy(make_rows([[[expert]]]))
+    assert (shared[-3:] - plain).abs().max() <= 1e-5
+
+
+def test_blocks_hold_one_prompt_within_the_row() -> None:
     sequences = group_and_more()
     assert [len(b) for b in share_prompts(sequences, 64, True)] == [4, 2, 1]
     assert [len(b) for b in share_prompts(sequences, 14, True)] == [2, 1, 1, 2, 1]

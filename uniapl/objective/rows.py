@@ -46,19 +46,21 @@ class Rows:
 
 
 def share_prompts(sequences: list[TrainingSequence], row_tokens: int, share: bool) -> list[Block]:
-    """Neighbouring sequences of the same prompt as blocks of at most `row_tokens`; order is kept.
+    """Sequences of one prompt as blocks of at most `row_tokens`: a group's samples, and demonstrations of its prompt.
 
     Args:
         share: without it every sequence is a block of its own.
     """
     blocks: list[Block] = []
+    latest: dict[tuple[int, ...], Block] = {}  # by prompt
     for s in sequences:
-        last = blocks[-1] if blocks else []
-        fits = last and last[0].prompt_ids == s.prompt_ids and block_tokens(last) + len(s.response_ids) <= row_tokens
-        if share and fits:
-            last.append(s)
+        prompt = tuple(s.prompt_ids)
+        block = latest.get(prompt) if share else None
+        if block and block_tokens(block) + len(s.response_ids) <= row_tokens:
+            block.append(s)
         else:
             blocks.append([s])
+            latest[prompt] = blocks[-1]
     return blocks
 
 
