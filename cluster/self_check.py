@@ -73,4 +73,4 @@ def divergence(system: System, samples: list[Sample]) -> float:
     ours = [value for row in system.learner.logprobs(sequences) for value in row]
     drawn = torch.tensor([value for sample in samples for value in sample.logprobs], dtype=torch.float64)
     other = torch.tensor(ours, dtype=torch.float64)
-    return k3(drawn, other, torch.ones_like(drawn)).mean().item()
+    return k3(drawn, other, torch.ones_like(drawn, dtype=torch.bool)).mean().item()
