@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,11 @@ WORDS = ["fox", "bird", "tree", "red", "blue", "green", "question", "user"]
 def many_e(prompt: Prompt, response: str) -> float:
     """The reward: how many of the first ten characters are an `e`, as a share."""
     return response[:10].count("e") / 10
+
+
+def many_e_or_too_much(prompt: Prompt, response: str) -> float:
+    """The same, but for one prompt numbers that float32 cannot hold, different for different responses."""
+    return 1e40 * zlib.crc32(response.encode()) if prompt.id == "toy-7" else many_e(prompt, response)
 
 
 def write_shard(path: Path, rows: list[dict[str, Any]]) -> Path:

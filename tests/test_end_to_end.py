@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -95,6 +96,9 @@ class TestWholeSystem:
         for m in read_metrics(run[1]):
             assert {"loss/preference", "loss/demonstration", "loss/adversarial"} <= m.keys()
             assert m["share/preference"] + m["share/demonstration"] + m["share/adversarial"] == pytest.approx(1.0)
+            assert ("gradient/norm_preference" in m) == ("entropy/exact" in m) == (m["step"] in (1, 11))
+            assert (m["weight/preference"], m["weight/demonstration"], m["weight/adversarial"]) == (0.5, 0.5, 0.1)
+            assert m["importance/min"] <= m["importance/p50"] <= m["importance/max"]
             assert m["staleness/max"] == 0.0
             assert m["kl/behaviour"] < 1e-6, "engine and learner hold the same weights at every step"
 
@@ -129,9 +133,35 @@ class TestWholeSystem:
 
 
 class TestInterruptAndResume:
-    """Ctrl-C in the middle, then --resume: the same numbers as a run that was never stopped."""
+    """Ctrl-C in the middle, then --resume: the same numbers as a run that was never stopped.
+
+    With everything that a checkpoint must hold or leave alone: a weight that follows the expert's NLL, a
+    cotrained discriminator, a frozen reference.
+    """
 
     STEPS = 6
+    OBJECTIVE = {
+        "preference": {"weight": 0.5},
+        "demonstration": {"weight": {"kind": "lagrangian", "value": 0.5, "target": 2.0, "rate": 0.1}},
+        "adversarial": {
+            "weight": 0.2,
+            "discriminator": "cotrained",
+            "cotrained": {"warmup_steps": 1, "learning_rate": 1e-3},
+        },
+        "kl": {"weight": 0.1},
+        "diagnostics_every": 4,
+    }
+    SAME = (
+        "reward/mean",
+        "loss/total",
+        "expert/nll",
+        "learner/learning_rate",
+        "length/sample_mean",
+        "weight/demonstration",
+        "discriminator/loss",
+        "discriminator/gap",
+        "kl/reference",
+    )
 
     def config(self, folder: Path, tiny: Path, name: str) -> Path:
         return toy_config(
@@ -139,6 +169,7 @@ class TestInterruptAndResume:
             tiny,
             run={"name": name, "steps": self.STEPS, "checkpoint_every": 2},
             evaluation={"prompts": 0},
+            objective=self.OBJECTIVE,
         )
 
     @pytest.fixture(scope="class")
@@ -188,8 +219,49 @@ class TestInterruptAndResume:
         resumed = read_metrics(interrupted.parent / "runs" / "interrupted")
         assert [m["step"] for m in resumed] == list(range(1, self.STEPS + 1))
         for ours, theirs in zip(resumed, undisturbed, strict=True):
-            for key in ("reward/mean", "loss/total", "expert/nll", "learner/learning_rate", "length/sample_mean"):
+            for key in self.SAME:
                 assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), (ours["step"], key)
+
+    def test_the_weights_moved_and_the_policy_left_the_reference(self, undisturbed: list[dict[str, Any]]) -> None:
+        assert len({m["weight/demonstration"] for m in undisturbed}) == self.STEPS
+        assert [m["weight/adversarial"] for m in undisturbed] == [0.0, *[0.2] * (self.STEPS - 1)]
+        assert undisturbed[0]["kl/reference"] == pytest.approx(0.0, abs=1e-6)
+        assert undisturbed[-1]["kl/reference"] > 1e-4
+
+    def test_the_batches_kept_hold_the_discriminators_scores(
+        self, folder: Path, undisturbed: list[dict[str, Any]]
+    ) -> None:
+        place = folder / "undisturbed" / "runs" / "undisturbed" / "batches"
+        rows = pa.ipc.open_file(place / "step-00003.arrow").read_all().to_pylist()
+        paired = [row["expert_score"] for row in rows if row["kind"] == "sample" and row["expert_score"] is not None]
+        assert sum(paired) / len(paired) == pytest.approx(undisturbed[3]["discriminator/sample_mean"])
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder: Path, tiny: Path) -> None:
+    config = toy_config(
+        folder / "huge",
+        tiny,
+        run={"name": "huge", "steps": 8, "checkpoint_every": 0},
+        reward={"functions": [{"name": "helpers_toy:many_e_or_too_much"}]},
+        objective={"preference": {"weight": 0.5, "advantage_std": False}},
+        evaluation={"prompts": 0},
+    )
+    process = start(config)
+    output, _ = process.communicate(timeout=300)
+    place = folder / "huge" / "runs" / "huge"
+    assert process.returncode == 2, output[-4000:]
+    assert "Traceback" not in output
+    made = len(read_metrics(place))
+    failed = place / "failed" / f"step-{made:05d}.arrow"
+    line = output.rstrip().splitlines()[-1]
+    assert re.fullmatch(
+        rf"step {made + 1}: the loss is not finite; samples: toy-7/\d(, toy-7/\d)*; the batch is in {failed}", line
+    )
+    rows = pa.ipc.open_file(failed).read_all().to_pylist()
+    rewards = [row["reward"] for row in rows if row["prompt_id"] == "toy-7" and row["kind"] == "sample"]
+    assert len(rewards) == 4
+    assert max(rewards) > 1e40
+    assert "<svg" in (place / "report.html").read_text()
 
 
 def test_sft_is_a_file_of_values_and_starts_no_engine(folder: Path, tiny: Path) -> None:

@@ -26,7 +26,7 @@ def with_embedding(folder: Path, token: int, value: float) -> str:
     return str(folder)
 
 
-@pytest.fixture(scope="module", params=[(1, 4096), (1, 32), (2, 32)], ids=["1 rank", "1 rank, short rows", "2 ranks"])
+@pytest.fixture(scope="module", params=[(1, 4096), (2, 32)], ids=["1 rank, long rows", "2 ranks, short rows"])
 def found(request: Any, tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What rank 0 found; every rank found the same."""
     base, (ranks, rows) = tmp_path_factory.mktemp("steps"), request.param
@@ -62,7 +62,7 @@ def test_a_poisoned_weight_names_every_sample_up_to_eight(found: dict[str, Any])
     assert len(found["weight"]["ids"]) == 17
     assert found["weight"]["line"].startswith("the loss is not finite; samples: ")
     assert found["weight"]["line"].endswith(" and 9 more")
-    assert found["weight"]["line"].count("/") + found["weight"]["line"].count("d") >= 8
+    assert found["weight"]["line"].count(",") == 7
 
 
 @pytest.mark.parametrize("case", ["loss", "loss, with diagnostics", "gradient", "weight"])
