@@ -2,6 +2,7 @@
 
 import ast
 import os
+import random
 import shutil
 from pathlib import Path
 
@@ -116,3 +117,30 @@ def test_a_torn_folder_is_told_from_a_whole_one(folder: Path, tmp_path: Path) ->
     assert not is_whole(torn)
     with pytest.raises(DataError, match=r"torn: exists but is not a whole model folder; allowed: a folder that is not"):
         prepare_model(torn)
+
+
+def test_batches_of_the_local_data_fill_their_rows(folder: Path) -> None:
+    """At least 90 % of the row tokens are real, over 20 batches as configs/local.yaml makes them."""
+    from uniapl.config import load_config
+    from uniapl.data.sources import open_sources
+    from uniapl.objective.rows import block_tokens, make_rows, share_prompts
+    from uniapl.objective.sequences import TrainingSequence
+    from uniapl.packing import pack_balanced
+
+    config = load_config(
+        ROOT / "configs/local.yaml", [f"model.path={folder}", f"data.train=[{ROOT}/data/local/train-*]"]
+    )
+    prompts, demonstrations = open_sources(config)
+    draw, real, padded = random.Random(0), 0, 0
+    for _ in range(20):
+        sequences = []
+        for prompt in (prompts.next() for _ in range(config.queue.groups_per_step)):
+            lengths = [draw.randint(8, config.rollout.max_tokens) for _ in range(config.rollout.group_size)]
+            sequences += [TrainingSequence(prompt.id, prompt.token_ids, [5] * n, 1.0, [-1.0] * n) for n in lengths]
+        for shown in (demonstrations.next() for _ in range(config.queue.demonstrations_per_step)):
+            sequences.append(TrainingSequence(shown.id, shown.prompt_ids, shown.response_ids, 1.0))
+        blocks = share_prompts(sequences, config.learner.row_tokens, config.learner.share_prompts)
+        plan = pack_balanced([block_tokens(block) for block in blocks], config.learner.row_tokens)
+        real += sum(map(block_tokens, blocks))
+        padded += make_rows([[blocks[i] for i in row] for row in plan]).input_ids.numel()
+    assert real / padded >= 0.9
