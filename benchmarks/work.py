@@ -6,6 +6,7 @@ import json
 import os
 import random
 import socket
+import statistics
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ def timed(step: Callable[[int], Any], steps: int, device: str) -> dict[str, floa
         if device != "cpu":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - began)
-    return {"step_s": round(sorted(times[1:])[(steps - 1) // 2], 3), "peak_gib": round(peak_gib(device), 2)}
+    return {"step_s": round(statistics.median(times[1:]), 3), "peak_gib": round(peak_gib(device), 2)}
 
 
 def peak_gib(device: str) -> float:
