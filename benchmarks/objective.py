@@ -42,12 +42,12 @@ def settings(a: argparse.Namespace) -> Any:
     )
 
 
-def load(a: argparse.Namespace) -> nn.Module:
+def load(a: argparse.Namespace, attention: str) -> nn.Module:
     """The causal language model, float32, in training mode."""
     from transformers import AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
     if a.random is None:
-        return AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32, attn_implementation="sdpa").train()
+        return AutoModelForCausalLM.from_pretrained(a.model, dtype=torch.float32, attn_implementation=attention).train()
     torch.manual_seed(0)
     shape = Qwen3Config(
         vocab_size=151_936,
@@ -58,7 +58,7 @@ def load(a: argparse.Namespace) -> nn.Module:
         num_key_value_heads=8,
         head_dim=128,
         tie_word_embeddings=True,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
     )
     return Qwen3ForCausalLM(shape).float().train()
 
@@ -93,7 +93,7 @@ def learner(a: argparse.Namespace) -> dict[str, Any]:
     config, device = settings(a), local_device(0)
     set_threads(0, 1)
     join_ranks(device, 600)
-    engine = build_engine(Policy(load(a)), config.learner, 1)
+    engine = build_engine(Policy(load(a, device.attention)), config.learner, 1)
     seen: dict[str, float] = {}
 
     def step(i: int) -> None:
@@ -117,10 +117,11 @@ def bare(a: argparse.Namespace) -> dict[str, Any]:
     from uniapl.objective.rows import make_rows
     from uniapl.policy import Policy
 
-    config, device = settings(a), local_device(0).torch_device
+    config, here = settings(a), local_device(0)
+    device = here.torch_device
     set_threads(0, 1)
-    join_ranks(local_device(0), 600)
-    policy = Policy(load(a)).to(device, getattr(torch, a.dtype))
+    join_ranks(here, 600)
+    policy = Policy(load(a, here.attention)).to(device, getattr(torch, a.dtype))
     optimizer = MasterAdamW(policy)
 
     def step(i: int) -> None:
@@ -137,7 +138,7 @@ def plain(a: argparse.Namespace) -> dict[str, Any]:
 
     config, device = settings(a), local_device(0).torch_device
     set_threads(0, 1)
-    model = load(a).to(device, getattr(torch, a.dtype))
+    model = load(a, "sdpa").to(device, getattr(torch, a.dtype))
     optimizer = MasterAdamW(model)
 
     def step(i: int) -> None:

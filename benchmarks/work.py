@@ -86,7 +86,7 @@ def in_own_process(arguments: list[str]) -> dict[str, Any]:
     side = {} if torch.cuda.is_available() else cpu_environment()
     paths = {"PYTHONPATH": f"{os.getcwd()}:{os.environ.get('PYTHONPATH', '')}"}
     command = [sys.executable, sys.argv[0], *arguments]
-    done = subprocess.run(command, env=os.environ | side | rank | paths, capture_output=True, text=True)
+    done = subprocess.run(command, env=side | os.environ | rank | paths, capture_output=True, text=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     if not lines:
         raise RuntimeError(done.stderr[-3000:])

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from uniapl.attention import Attention
 
 
 @dataclass(frozen=True)
@@ -13,6 +18,12 @@ class Device:
     torch_device: str
     backend: str
     """Of the process group among the ranks, and of the weight broadcast."""
+    attention: Attention
+    """Of the policy; see `uniapl.attention`."""
+
+    @property
+    def shares_prompts(self) -> bool:
+        return self.attention != "flash_attention_2"
 
 
 def local_device(local_rank: int) -> Device:
@@ -20,17 +31,25 @@ def local_device(local_rank: int) -> Device:
     import torch
 
     if torch.cuda.is_available():
-        return Device(f"cuda:{local_rank}", "nccl")
-    return Device("cpu", "gloo")
+        return Device(f"cuda:{local_rank}", "nccl", _cuda_attention())
+    return Device("cpu", "gloo", "sdpa")
+
+
+def _cuda_attention() -> Attention:
+    """Flex attention needs Triton to be compiled; FlashAttention is a package of its own."""
+    if importlib.util.find_spec("triton"):
+        return "flex_attention"
+    return "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
 
 
 def cpu_environment() -> dict[str, str]:
     """Variables that must stand in a CPU learner's environment before its process starts.
 
     glibc gives every large block back to the system and faults it in again at the next allocation; told
-    to keep its heap, a training step is faster (benchmarks/learner_step.py measures by how much).
+    to keep those below 32 MiB (activations, not weights or optimizer state, which would leave holes), a training
+    step is faster (docs/benchmarks.md says by how much).
     """
-    heap = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
+    heap = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": "-1"}
     # Nothing is compiled on a CPU, but DeepSpeed's optimizers prepare for it at import: 3 to 6 s.
     return heap | {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
 

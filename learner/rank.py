@@ -35,16 +35,19 @@ class Rank:
     """
 
     def __init__(self, rank: int, config: Config) -> None:
+        self._device = local_device(0)
+        if not self._device.shares_prompts:
+            unshared = config.learner.model_copy(update={"share_prompts": False})
+            config = config.model_copy(update={"learner": unshared})
         self._rank, self._config = rank, config
         c, ranks = config, config.learner.ranks
-        self._device = local_device(0)
         set_threads(c.learner.threads, ranks)
         join_ranks(self._device, c.cluster.step_timeout_s)
-        policy = load_policy(c.model.path, c.learner.activation_checkpointing)
+        policy = load_policy(c.model.path, c.learner.activation_checkpointing, self._device.attention)
         self._engine = build_engine(policy, c.learner, ranks)
         self._reference = None
         if c.objective.kl.weight.ever_positive:  # what training began from, also in a run that goes on
-            frozen = load_policy(c.objective.kl.reference or c.model.path)
+            frozen = load_policy(c.objective.kl.reference or c.model.path, attention=self._device.attention)
             self._reference = build_reference(frozen, c.learner, ranks)
         self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
         self._sender = WeightSender(

@@ -284,3 +284,25 @@ def test_grpo_is_a_file_of_values_and_reads_no_demonstration(folder: Path, tiny:
     assert not any("demonstration" in key or key == "expert/nll" for m in metrics for key in m)
     rows = [row for p in (place / "batches").iterdir() for row in pa.ipc.open_file(p).read_all().to_pylist()]
     assert {row["kind"] for row in rows} == {"sample"}
+
+
+def test_a_hard_switch_goes_from_demonstrations_to_rollouts_in_one_run(folder: Path, tiny: Path) -> None:
+    config = toy_config(
+        folder / "switch",
+        tiny,
+        run={"name": "switch", "steps": 4, "checkpoint_every": 0},
+        queue={"on_equal_rewards": "resample", "max_resamples": 1},
+        evaluation={"prompts": 0},
+    )
+    method = str(ROOT / "configs" / "methods" / "sft_then_grpo.yaml")
+    train(config, "-m", method, "objective.demonstration.weight.steps=2")
+    place = folder / "switch" / "runs" / "switch"
+    kinds = [
+        {row["kind"] for row in pa.ipc.open_file(p).read_all().to_pylist()}
+        for p in sorted((place / "batches").iterdir())
+    ]
+    assert kinds == [{"demonstration"}, {"demonstration"}, {"sample"}, {"sample"}]
+    metrics = read_metrics(place)
+    assert [m["weight/demonstration"] for m in metrics] == [1.0, 1.0, 0.0, 0.0]
+    assert [m["weight/preference"] for m in metrics] == [0.0, 0.0, 1.0, 1.0]
+    assert metrics[-1]["queue/kept_equal"] <= metrics[-1]["queue/resampled"], "kept only after the one resampling"

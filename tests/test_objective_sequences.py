@@ -127,9 +127,10 @@ class TestRows:
 
     def test_a_row_points_every_target_at_the_token_before_it(self) -> None:
         row = self.row()
-        assert row.input_ids.tolist() == [[1, 2, 3, 4, 5, 1, 2, 3, 4, 5], [1, 2, 3] + [0] * 7]
-        assert row.position_ids[0].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
-        assert row.index.tolist() == [1, 2, 3, 7, 8, 11]
+        first = [1, 2, 3, 4, 5, 1, 2, 3, 4, 5]
+        assert row.input_ids.tolist() == [first + [0] * 22, [1, 2, 3] + [0] * 29]  # to a multiple of WIDTH_STEP
+        assert row.position_ids[0, :10].tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4]
+        assert row.index.tolist() == [1, 2, 3, 7, 8, 32 + 1]
         assert row.targets.tolist() == [3, 4, 5, 4, 5, 3]
 
     def test_signals_stand_in_the_order_of_the_sequences(self) -> None:

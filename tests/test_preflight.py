@@ -41,3 +41,21 @@ def test_a_wrong_folder_is_one_line_and_nothing_else(
         preflight(config(tmp_path / "toy", tiny, kind, **{key: wrong}))
     assert str(error.value).startswith(f"objective.adversarial.{key}: got '{wrong}'") and "\n" not in str(error.value)
     assert capfd.readouterr().err == ""
+
+
+def test_a_reference_of_another_vocabulary_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    path = toy_config(tmp_path / "toy", tiny)
+    other = tmp_path / "other"
+    other.mkdir()
+    keys = ["objective.kl.weight=0.1", f"objective.kl.reference={other}"]
+    with pytest.raises(ConfigError) as error:
+        preflight(load_config(path, keys))
+    assert str(error.value) == (
+        f"objective.kl.reference: got '{other}'; allowed: a Hugging Face folder with a config.json"
+    )
+    (other / "config.json").write_text('{"vocab_size": 7}')
+    with pytest.raises(ConfigError) as error:
+        preflight(load_config(path, keys))
+    assert str(error.value) == (
+        f"objective.kl.reference: got '{other}', which has a vocabulary of 7; allowed: the policy's, 384"
+    )

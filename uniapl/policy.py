@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from uniapl.attention import Attention, model_inputs
 from uniapl.objective.entropy import token_entropy
 from uniapl.objective.logprobs import token_logprobs
 from uniapl.objective.rows import Rows
@@ -47,21 +48,17 @@ class Policy(nn.Module):
             entropy: return also the exact entropy of the distribution that each target is drawn from, [N],
                 float32, without gradient.
         """
-        hidden = self.model.base_model(
-            input_ids=rows.input_ids,
-            position_ids=rows.position_ids,
-            attention_mask=rows.attention_mask,
-            use_cache=False,
-        ).last_hidden_state
+        inputs = model_inputs(rows, self.model.config._attn_implementation)
+        hidden = self.model.base_model(**inputs, use_cache=False).last_hidden_state
         head = self.model.get_output_embeddings()
         return head(hidden.flatten(0, 1)[rows.index], rows.targets, rows.temperature, entropy)
 
 
-def load_policy(path: str, activation_checkpointing: bool = False) -> Policy:
+def load_policy(path: str, activation_checkpointing: bool = False, attention: Attention = "sdpa") -> Policy:
     """The policy in a Hugging Face folder, weights in float32, in training mode."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation="sdpa")
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, attn_implementation=attention)
     if activation_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     return Policy(model.train())

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-CHUNK_LOGITS = 1 << 24
-"""Logits that exist at one time: 64 MiB in float32, whatever the vocabulary."""
+CHUNK_LOGITS = 7 << 20
+"""Logits that exist at one time: 28 MiB in float32, whatever the vocabulary."""
 FEWEST_TOKENS = 16
 """Of a chunk: with fewer the matrix product is no longer one."""
 

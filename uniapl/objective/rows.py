@@ -16,6 +16,8 @@ from uniapl.objective_config import TERMS
 
 Block = list[TrainingSequence]
 """Sequences that share one copy of their prompt; usually of one."""
+WIDTH_STEP = 32
+"""Rows are padded to a multiple of it: for every new shape a CPU's kernels are made anew, and kept in memory."""
 
 
 @dataclass(frozen=True)
@@ -24,9 +26,9 @@ class Rows:
 
     input_ids: Tensor  # [B, T]
     position_ids: Tensor  # [B, T]; restart at every block, go on after the prompt for each of its responses
-    attention_mask: Tensor | None
-    """[B, 1, T, T], true where the query (second last) sees the key (last). None where no prompt is shared:
-    the model then builds the block-diagonal mask from `position_ids` by itself."""
+    owner: Tensor  # [B, T] number of the block in its row; -1: padding
+    segments: Tensor  # [B, T] 0: the block's prompt; 1, 2, ...: its responses
+    shared: bool  # whether any prompt has more than one response
     index: Tensor  # [N] where in the B * T tokens the hidden state stands that predicts the target
     targets: Tensor  # [N]
     temperature: Tensor  # [N]
@@ -41,8 +43,8 @@ class Rows:
     sequence: Tensor  # [N] int64, number of the sequence within these rows; none stands in two rows
 
     def to(self, device: torch.device | str) -> Rows:
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return Rows(**{name: value if value is None else value.to(device) for name, value in moved.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Rows(**{name: v.to(device) if isinstance(v, Tensor) else v for name, v in values.items()})
 
 
 def share_prompts(sequences: list[TrainingSequence], row_tokens: int, share: bool) -> list[Block]:
@@ -77,7 +79,7 @@ def make_rows(rows: list[list[Block]]) -> Rows:
     width = max([sum(map(block_tokens, row)) for row in rows], default=0)
     if width == 0:
         return _no_rows()
-    layout = _Layout(len(rows), width)
+    layout = _Layout(len(rows), -(-width // WIDTH_STEP) * WIDTH_STEP)
     for b, row in enumerate(rows):
         at = 0
         for number, block in enumerate(row):
@@ -93,8 +95,8 @@ class _Layout:
         self.width = width
         self.ids = torch.zeros(rows, width, dtype=torch.long)
         self.positions = torch.zeros_like(self.ids)
-        self.owner = -torch.ones_like(self.ids)  # number of the block in its row; -1: padding
-        self.segments = torch.zeros_like(self.ids)  # 0: the prompt; 1, 2, ...: its responses
+        self.owner = -torch.ones_like(self.ids)
+        self.segments = torch.zeros_like(self.ids)
         self.index: list[int] = []
         self.targets: list[int] = []
         self.columns: dict[str, list[float]] = {name: [] for name in _SIGNALS}
@@ -124,23 +126,12 @@ class _Layout:
             start += n
 
     def finish(self, shared: bool) -> Rows:
-        mask = _visible(self.owner, self.segments) if shared else None
         signals = {name: torch.tensor(column, dtype=torch.float32) for name, column in self.columns.items()}
         index, targets, sequence = (
             torch.tensor(column, dtype=torch.long) for column in (self.index, self.targets, self.sequence)
         )
-        return Rows(self.ids, self.positions, mask, index, targets, **signals, sequence=sequence)
-
-
-def _visible(owner: Tensor, segments: Tensor) -> Tensor:
-    """A token sees earlier tokens of its block that are of the prompt (segment 0) or of its own response.
-
-    Padding (owner -1) sees padding alone, and every token itself, so that no row of the mask is empty.
-    """
-    same_block = owner[:, :, None] == owner[:, None, :]
-    same_or_prompt = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
-    causal = torch.ones(owner.shape[1], owner.shape[1], dtype=torch.bool).tril()
-    return (same_block & same_or_prompt & causal)[:, None]
+        tokens = (self.ids, self.positions, self.owner, self.segments, shared)
+        return Rows(*tokens, index, targets, **signals, sequence=sequence)
 
 
 _SIGNALS = (
@@ -172,7 +163,8 @@ def _signals(s: TrainingSequence) -> dict[str, float | list[float]]:
 def _no_rows() -> Rows:
     zero, where = torch.zeros(1, 1, dtype=torch.long), torch.zeros(0, dtype=torch.long)
     signals = {name: torch.zeros(0) for name in _SIGNALS}
-    return Rows(zero, zero.clone(), None, where, where.clone(), **signals, sequence=where.clone())
+    tokens = (zero, zero.clone(), zero - 1, zero.clone(), False)
+    return Rows(*tokens, where, where.clone(), **signals, sequence=where.clone())
 
 
 def count_terms(sequences: list[TrainingSequence]) -> Tensor:
