@@ -82,7 +82,7 @@ class ReferenceRewardDiscriminator:
         self._separator = self._tokenizer.encode(SEPARATOR, add_special_tokens=False)
         self._end = [end]
         # The head reads the last token that is not padding: padding must be told from the token at the end.
-        self._fill = config.pad_token_id if config.pad_token_id not in (None, end) else int(end == 0)
+        self._fill = int(end == 0)  # any token but the one that ends an input
         config.pad_token_id = self._fill
         self._threads = threads
         self._cache_entries = cache_entries
