@@ -16,6 +16,8 @@ from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration
 from uniapl.transfer import TransferError
 
+ONLY_DEMONSTRATIONS = {"preference": 0.0, "demonstration": 1.0, "adversarial": 0.0, "kl": 0.0}
+
 
 def config_for(model: Path, **rollout: Any) -> Config:
     return Config.model_validate(
@@ -71,7 +73,7 @@ def test_after_a_broadcast_every_engine_has_the_learners_weights_and_version(ray
     before = greedy(ray_session, engines[0])
     demonstrations = [Demonstration(str(i), [5, 6, 7, 8], [20 + i, 30, 31, 2]) for i in range(5)]
     for step in range(3):
-        learner.step(step, [], [], demonstrations)
+        learner.step(step, [], [], demonstrations, ONLY_DEMONSTRATIONS)
     assert disagreement(learner, before) > 0.1, "training must have moved the learner"
     sent = learner.broadcast(3)
     assert sent["broadcast/bytes"] > 100_000
@@ -79,6 +81,28 @@ def test_after_a_broadcast_every_engine_has_the_learners_weights_and_version(ray
         after = greedy(ray_session, engine)
         assert disagreement(learner, after) <= 1e-4
         assert {span.version for sample in after for span in sample.versions} == {3}
+
+
+def test_running_responses_go_on_with_the_new_weights(ray_session: Any, system: Any, tmp_path: Path) -> None:
+    """`rollout.update_mode: keep`: every span of a response has the log-probabilities of its own weights."""
+    learner, engines = system
+    learner.broadcast(10)
+    learner.save(tmp_path)
+    learner.step(4, [], [], [Demonstration("d", [5, 6, 7, 8], [40, 41, 42])], ONLY_DEMONSTRATIONS)
+    running = engines[0].generate.remote([5, 6, 7, 8], n=4, temperature=1.0, max_tokens=240, seed=5)
+    time.sleep(0.3)
+    learner.broadcast(11)
+    samples = ray_session.get(running)
+    assert {span.version for sample in samples for span in sample.versions} == {10, 11}
+    sequences = [TrainingSequence(str(i), [5, 6, 7, 8], s.token_ids, 1.0) for i, s in enumerate(samples)]
+    newer = learner.logprobs(sequences)
+    learner.load(tmp_path)
+    older = learner.logprobs(sequences)
+    for sample, new, old in zip(samples, newer, older, strict=True):
+        for span in sample.versions:
+            expected = (new if span.version == 11 else old)[span.start : span.end]
+            assert sample.logprobs[span.start : span.end] == pytest.approx(expected, abs=1e-3)
+    assert max(abs(a - b) for new, old in zip(newer, older, strict=True) for a, b in zip(new, old, strict=True)) > 0.01
 
 
 @dataclass
