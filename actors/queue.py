@@ -90,6 +90,7 @@ class QueueActor:
             demonstrations if objective.uses_demonstrations else None,
             needs=lambda step: batch_needs(config, step),
             max_staleness=queue.max_staleness,
+            drop_stale=queue.on_stale == "drop",
             lease_s=queue.lease_s,
             max_regenerations=queue.max_regenerations,
             max_resamples=queue.max_resamples if queue.on_equal_rewards == "resample" else 0,

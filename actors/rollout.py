@@ -72,14 +72,20 @@ class RolloutActor:
             if lease is None:
                 continue
             group = await self._make_group(lease)
+            if group is None:
+                await self._queue.release.remote(lease.id, "aborted for new weights")
+                continue
             committed += await self._queue.commit.remote(lease.id, group)
         return committed
 
-    async def _make_group(self, lease: Any) -> Group:
+    async def _make_group(self, lease: Any) -> Group | None:
+        """None where `rollout.update_mode: abort` ended a response before it was whole."""
         r, began = self._config.rollout, time.monotonic()
         samples = await self.generate(
             lease.prompt.token_ids, r.group_size, r.temperature, r.max_tokens, self._seed(lease.sequence, lease.attempt)
         )
+        if any(sample.finish_reason == "abort" for sample in samples):
+            return None
         generated = time.monotonic()
         await self._score(lease.prompt, samples)
         done = time.monotonic()
@@ -141,8 +147,8 @@ class RolloutActor:
         await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
 
     async def start_weight_update(self) -> None:
-        """Freeze running requests where they are and open the update."""
-        await self._engine.pause_generation(mode="keep", clear_cache=False)
+        """Hold back what is running, as `rollout.update_mode` says, and open the update."""
+        await self._engine.pause_generation(mode=self._config.rollout.update_mode, clear_cache=False)
         await self._engine.start_weight_update()
 
     async def update_weights(self, update_info: dict[str, Any]) -> None:

@@ -16,7 +16,7 @@ def main(argv: list[str] | None = None) -> int:
     if not Path("/proc/driver/nvidia").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for a GPU and warns at every import
     sys.path.insert(0, os.getcwd())  # where a user's `module:function` rewards stand
-    arguments = _parser().parse_args(argv)
+    arguments = _arguments(argv)
     from uniapl.config_errors import ConfigError
     from uniapl.data.errors import DataError
     from uniapl.runlog import RunError
@@ -29,6 +29,18 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; `--resume` goes on from the newest checkpoint", file=sys.stderr)
         return 130
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    """The command line, parsed; KEY=VALUE may also stand after options."""
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    late = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(late) < len(rest) or (late and not hasattr(arguments, "overrides")):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    if late:
+        arguments.overrides += late
+    return arguments
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -127,7 +127,17 @@ def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> di
 
 
 def _queue_metrics(stats: dict[str, Any]) -> dict[str, float]:
-    keys = ("ready", "open", "dropped_stale", "dropped_unscored", "regenerated", "resampled", "kept_equal", "expired")
+    keys = (
+        "ready",
+        "open",
+        "dropped_stale",
+        "stale_used",
+        "dropped_unscored",
+        "regenerated",
+        "resampled",
+        "kept_equal",
+        "expired",
+    )
     return {f"queue/{key}": float(stats[key]) for key in keys if key in stats}
 
 

@@ -29,7 +29,9 @@ def demonstration(name):
     return Demonstration(name, [1, 2], [3])
 
 
-def make_queue(groups=4, demonstrations=2, staleness=0, lease_s=10.0, regenerations=1, resamples=0, needs=None):
+def make_queue(
+    groups=4, demonstrations=2, staleness=0, lease_s=10.0, regenerations=1, resamples=0, needs=None, drop_stale=True
+):
     """A queue whose batches all hold the same, or what `needs` says of each."""
     return MixingQueue(
         Counting(prompt) if groups else None,
@@ -39,6 +41,7 @@ def make_queue(groups=4, demonstrations=2, staleness=0, lease_s=10.0, regenerati
         lease_s=lease_s,
         max_regenerations=regenerations,
         max_resamples=resamples,
+        drop_stale=drop_stale,
     )
 
 

@@ -74,3 +74,10 @@ def test_report_of_a_folder_that_is_no_run(tmp_path: Path) -> None:
     done = uniapl("report", str(tmp_path))
     assert done.returncode == 2
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_overrides_may_stand_after_options() -> None:
+    from cluster.cli import _arguments
+
+    found = _arguments(["train", "c.yaml", "a.b=1", "-m", "sft", "run.steps=2"])
+    assert (found.method, found.overrides) == ("sft", ["a.b=1", "run.steps=2"])

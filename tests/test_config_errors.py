@@ -269,7 +269,7 @@ def test_a_wrong_value_is_blamed_on_the_layer_that_set_it(smallest):
         f"DIR/methods/bad.yaml: run.seed: got -1; allowed: {SEED}",
         "FILE: run.steps: got 0; allowed: a whole number > 0",
         "DIR/methods/bad.yaml: queue.groups: unknown key; "
-        "allowed: groups_per_step, demonstrations_per_step, max_staleness, lease_s, max_regenerations, "
+        "allowed: groups_per_step, demonstrations_per_step, max_staleness, on_stale, lease_s, max_regenerations, "
         "on_equal_rewards, max_resamples",
         "override: learner.ranks: got -1; allowed: a whole number > 0",
     ]

@@ -167,7 +167,12 @@ def test_on_a_terminal_ctrl_c_brings_the_cursor_back():
     ours, theirs = pty.openpty()
     env = os.environ | {"TERM": "xterm", "COLUMNS": "100", "LINES": "30"}
     program = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM], stdout=theirs, stderr=subprocess.DEVNULL, stdin=theirs, env=env
+        [sys.executable, "-c", PROGRAM],
+        stdout=theirs,
+        stderr=subprocess.DEVNULL,
+        stdin=theirs,
+        env=env,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a background shell ignores it
     )
     os.close(theirs)
     shown = _read_until(ours, b"ready")

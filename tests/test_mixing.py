@@ -201,6 +201,21 @@ def test_over_stale_groups_are_dropped_and_their_prompts_leased_again_in_their_o
     assert queue.lease("a", 0.0).task == slow.task
 
 
+def test_over_stale_groups_may_be_used_and_are_counted():
+    queue = make_queue(groups=1, staleness=1, drop_stale=False)
+    slow, quick = lease_all(queue)
+    commit(queue, quick)
+    queue.next_batch()
+    queue.published(1)
+    commit(queue, queue.lease("a", 0.0), version=1)
+    queue.next_batch()
+    queue.published(2)
+    assert queue.counters()["stale_used"] == 0
+    commit(queue, slow, version=0)
+    assert names(queue.next_batch())[0] == ["0"]
+    assert (queue.counters()["stale_used"], queue.counters()["dropped_stale"]) == (1, 0)
+
+
 def test_staleness_is_measured_at_the_step_that_trains_on_the_group():
     """A learner that takes batches before it has published counts those steps too."""
     queue = make_queue(groups=1, staleness=2)

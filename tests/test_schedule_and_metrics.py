@@ -60,6 +60,7 @@ def test_batch_metrics() -> None:
     assert m["reward/pass_rate"] == m["check/a:b"] == 0.25
     assert m["reward/zero_advantage_groups"] == 0.5
     assert (m["staleness/mean"], m["staleness/max"]) == (pytest.approx(1.6), 2.0), "per token, not per group"
+    assert [m[f"staleness/age_{age}"] for age in range(3)] == pytest.approx([0.2, 0.0, 0.8])
     assert (m["discriminator/sample_mean"], m["discriminator/expert_mean"]) == pytest.approx((0.6, 0.7))
     assert m["discriminator/gap"] == m["discriminator/margin"] == pytest.approx(0.1)
     assert m["discriminator/accuracy"] == m["discriminator/paired"] == 0.5

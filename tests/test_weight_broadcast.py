@@ -16,6 +16,8 @@ from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration
 from uniapl.transfer import TransferError
 
+ONLY_DEMONSTRATIONS = {"preference": 0.0, "demonstration": 1.0, "adversarial": 0.0, "kl": 0.0}
+
 
 def config_for(model: Path, **rollout: Any) -> Config:
     return Config.model_validate(
@@ -24,7 +26,7 @@ def config_for(model: Path, **rollout: Any) -> Config:
             "data": {"train": ["unused"], "max_prompt_tokens": 64, "max_response_tokens": 64},
             "rollout": {"dtype": "float32", "max_model_len": 256, "threads": 1, "actors": 2} | rollout,
             "objective": {"preference": {"weight": 0.0}, "demonstration": {"weight": 1.0}},
-            "learner": {"ranks": 2, "dtype": "float32", "learning_rate": 0.01, "warmup_steps": 0, "row_tokens": 128},
+            "learner": {"ranks": 2, "dtype": "float32", "learning_rate": 0.01, "warmup_steps": 0, "row_tokens": 256},
             "evaluation": {"prompts": 0},
             "cluster": {"broadcast_timeout_s": 60},
         }
@@ -66,12 +68,38 @@ def test_engine_and_learner_agree_before_training(ray_session: Any, system: Any)
     assert disagreement(learner, greedy(ray_session, engines[0])) <= 1e-4
 
 
+def test_running_responses_go_on_with_the_new_weights(ray_session: Any, system: Any, tmp_path: Path) -> None:
+    """`rollout.update_mode: keep`: every span of a response has the log-probabilities of its own weights.
+
+    Before the model is taught to be brief, below.
+    """
+    learner, engines = system
+    learner.broadcast(10)
+    learner.save(tmp_path)
+    learner.step(4, [], [], [Demonstration("d", [5, 6, 7, 8], [40, 41, 42])], ONLY_DEMONSTRATIONS)
+    # Enough of them that the engine is busy for seconds, while the broadcast begins at once.
+    running = [engines[0].generate.remote([5, 6, 7, 8], 8, 1.0, 240, seed) for seed in range(8)]
+    time.sleep(0.2)
+    learner.broadcast(11)
+    samples = [sample for group in ray_session.get(running) for sample in group]
+    assert {span.version for sample in samples for span in sample.versions} == {10, 11}
+    sequences = [TrainingSequence(str(i), [5, 6, 7, 8], s.token_ids, 1.0) for i, s in enumerate(samples)]
+    newer = learner.logprobs(sequences)
+    learner.load(tmp_path)
+    older = learner.logprobs(sequences)
+    for sample, new, old in zip(samples, newer, older, strict=True):
+        for span in sample.versions:
+            expected = (new if span.version == 11 else old)[span.start : span.end]
+            assert sample.logprobs[span.start : span.end] == pytest.approx(expected, abs=1e-3)
+    assert max(abs(a - b) for new, old in zip(newer, older, strict=True) for a, b in zip(new, old, strict=True)) > 0.01
+
+
 def test_after_a_broadcast_every_engine_has_the_learners_weights_and_version(ray_session: Any, system: Any) -> None:
     learner, engines = system
     before = greedy(ray_session, engines[0])
     demonstrations = [Demonstration(str(i), [5, 6, 7, 8], [20 + i, 30, 31, 2]) for i in range(5)]
     for step in range(3):
-        learner.step(step, [], [], demonstrations)
+        learner.step(step, [], [], demonstrations, ONLY_DEMONSTRATIONS)
     assert disagreement(learner, before) > 0.1, "training must have moved the learner"
     sent = learner.broadcast(3)
     assert sent["broadcast/bytes"] > 100_000

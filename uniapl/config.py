@@ -70,6 +70,9 @@ class RolloutConfig(Section):
     max_model_len: Positive = 1024
     max_num_seqs: Positive = 64
     groups_in_flight: Positive = Field(8, description="groups that one actor generates at a time")
+    update_mode: Literal["keep", "wait", "abort"] = Field(
+        "keep", description="new weights: go on with running responses, finish them first, or make them anew"
+    )
     kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
     gpu_memory_utilization: Probability = 0.9
     tensor_parallel: Positive = 1
@@ -104,6 +107,9 @@ class QueueConfig(Section):
     groups_per_step: NonNegative = 8
     demonstrations_per_step: NonNegative = 16
     max_staleness: NonNegative = Field(0, description="versions; 0: strictly synchronous")
+    on_stale: Literal["drop", "correct"] = Field(
+        "drop", description="older groups: sample the prompt again, or use them and rely on objective.surrogate"
+    )
     lease_s: Seconds = 600.0
     max_regenerations: NonNegative = Field(2, description="times a prompt is sampled again that could not be scored")
     on_equal_rewards: Literal["keep", "resample"] = Field(

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from statistics import fmean, pstdev
 
 from uniapl.records import Group, MixedBatch, Sample
+
+OLDEST = 8
+"""The last bar of the histogram of staleness: this age and more."""
 
 
 def batch_metrics(batch: MixedBatch) -> dict[str, float]:
@@ -13,14 +17,33 @@ def batch_metrics(batch: MixedBatch) -> dict[str, float]:
     samples = [sample for group in batch.groups for sample in group.samples]
     if samples:
         found |= _rewards(batch.groups, samples) | _checks(samples) | _discriminator(samples)
-        ages = [batch.step - span.version for s in samples for span in s.versions for _ in range(span.start, span.end)]
-        if ages:
-            found |= {"staleness/mean": fmean(ages), "staleness/max": float(max(ages))}
+        found |= _staleness(batch.step, samples)
         found["length/sample_mean"] = fmean(len(s.token_ids) for s in samples)
         found["length/truncated"] = fmean(s.finish_reason == "length" for s in samples)
         found["tokens/generated"] = float(sum(len(s.token_ids) for s in samples))
     if batch.demonstrations:
         found["length/demonstration_mean"] = fmean(len(d.response_ids) for d in batch.demonstrations)
+    return found
+
+
+def _staleness(step: int, samples: list[Sample]) -> dict[str, float]:
+    """By token: how many versions older than the weights that step `step` updates were those that drew it.
+
+    `staleness/age_K` is the fraction of tokens of age K; of `OLDEST` and more in the last.
+    """
+    tokens: Counter[int] = Counter()
+    for span in (span for sample in samples for span in sample.versions):
+        tokens[step - span.version] += span.end - span.start
+    whole = tokens.total()
+    if not whole:
+        return {}
+    found = {
+        "staleness/mean": sum(age * n for age, n in tokens.items()) / whole,
+        "staleness/max": float(max(age for age, n in tokens.items() if n)),
+    }
+    for age in range(min(int(found["staleness/max"]), OLDEST) + 1):
+        at = sum(n for a, n in tokens.items() if a == age or a > age == OLDEST)
+        found[f"staleness/age_{age}"] = at / whole
     return found
 
 

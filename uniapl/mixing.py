@@ -24,7 +24,15 @@ from uniapl.records import Demonstration, Prompt
 T_co = TypeVar("T_co", covariant=True)
 Needs = Callable[[int], tuple[int, int]]
 """Groups and demonstrations of batch k; the same whenever it is asked."""
-GROUP_COUNTERS = ("consumed", "dropped_stale", "dropped_unscored", "regenerated", "resampled", "kept_equal")
+GROUP_COUNTERS = (
+    "consumed",
+    "dropped_stale",
+    "dropped_unscored",
+    "regenerated",
+    "resampled",
+    "kept_equal",
+    "stale_used",
+)
 REMEMBERED_REASONS = 64
 
 
@@ -87,6 +95,7 @@ class MixingQueue:
         max_regenerations: how often a prompt is leased again because samples were unscored.
         max_resamples: how often a prompt is leased again because all rewards of its group were equal
             (dynamic sampling, DAPO); then the group is kept. 0 keeps every such group.
+        drop_stale: lease the prompts of older groups again; without, such groups are used and counted.
 
     Raises:
         ValueError: the first batch would be empty, or needs a source that is None. `lease` and `next_batch`
@@ -103,6 +112,7 @@ class MixingQueue:
         lease_s: float,
         max_regenerations: int,
         max_resamples: int,
+        drop_stale: bool = True,
     ) -> None:
         self._prompts = prompts
         self._demonstrations = demonstrations
@@ -110,6 +120,7 @@ class MixingQueue:
         self.max_staleness = max_staleness
         self.max_regenerations = max_regenerations
         self.max_resamples = max_resamples
+        self.drop_stale = drop_stale
         self._leases = Leases(lease_s)
         self._next_sequence = 0
         self._step = 0
@@ -201,17 +212,19 @@ class MixingQueue:
         """The next batch, or None while there are too few ready groups.
 
         Groups more than `max_staleness` versions behind the weights that this batch updates are
-        dropped first, and their prompts leased again.
+        dropped first, and their prompts leased again; with `drop_stale` off they are used, and counted.
 
         Raises:
             ValueError: the batch would be empty, or needs a source that is None.
         """
         wanted, demonstrations = self._wanted(self._step)
-        self._drop_stale()
+        if self.drop_stale:
+            self._drop_stale()
         if len(self._ready) < wanted:
             return None
         cursor = self._demonstrations.state_dict() if self._demonstrations else None
         groups = [self._ready.pop(sequence) for sequence in sorted(self._ready)[:wanted]]
+        self._counts["stale_used"] += sum(map(self._is_stale, groups))
         plan = BatchPlan(self._step, groups, self._draw_demonstrations(demonstrations))
         self._step += 1
         self._taken.append(_Taken(plan, cursor))
@@ -234,7 +247,7 @@ class MixingQueue:
 
         leased = committed + expired + released + open;
         committed = consumed + ready + dropped_stale + dropped_unscored + regenerated + resampled;
-        kept_equal: groups of equal rewards that became ready.
+        kept_equal: groups of equal rewards that became ready; stale_used: consumed groups beyond max_staleness.
         """
         return {
             **{name: self._leases.counts[name] for name in LEASE_COUNTERS},
@@ -352,8 +365,11 @@ class MixingQueue:
             return Committed("dropped_unscored")
         return self._again(dataclasses.replace(task, regenerations=task.regenerations + 1), "regenerated")
 
+    def _is_stale(self, group: ReadyGroup) -> bool:
+        return self._step - group.oldest_version > self.max_staleness
+
     def _drop_stale(self) -> None:
-        stale = [g for g in self._ready.values() if self._step - g.oldest_version > self.max_staleness]
+        stale = [group for group in self._ready.values() if self._is_stale(group)]
         for group in stale:
             del self._ready[group.task.sequence]
             self._waiting[group.task.sequence] = group.task
