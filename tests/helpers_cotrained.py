@@ -1,10 +1,9 @@
-"""One rank of a cotrained discriminator as a script, on the tiny model and toy groups. Started by test_cotrained.py."""
+"""One rank of a cotrained discriminator, on the tiny model and toy groups. Started by test_cotrained.py."""
 
 from __future__ import annotations
 
 import json
 import random
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,15 +110,12 @@ def poisoned_step(discriminator: Any, rank: int, ranks: int) -> tuple[str, bool]
     return "no error", False
 
 
-def main(model: str, out: str, ranks: int, rank: int, row_tokens: int, learner: dict[str, object]) -> None:
+def main(spec: dict[str, Any], folder: Path, rank: int) -> None:
     from learner.cotrained import CotrainedDiscriminator
     from learner.device import local_device
-    from learner.zero import join_ranks
 
-    torch.set_num_threads(1)
-    device, folder = local_device(0), Path(out)
-    join_ranks(device, 120)
-    c = config(model, ranks, row_tokens, **learner)
+    device, ranks = local_device(0), spec["ranks"]
+    c = config(spec["model"], ranks, spec["row_tokens"], **spec["learner"])
     discriminator = CotrainedDiscriminator(c, device, ranks)
     metrics, scores = [], {}
     for step in range(3):
@@ -159,7 +155,3 @@ def main(model: str, out: str, ranks: int, rank: int, row_tokens: int, learner: 
     )
     if rank == 0:
         torch.save(gradients, folder / "gradients.pt")
-
-
-if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4]), int(sys.argv[5]), json.loads(sys.argv[6]))

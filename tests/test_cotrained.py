@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +12,7 @@ import pytest
 import torch
 from helpers_cotrained import LEARN_STEPS, group, groups
 from helpers_tiny import tiny_model
+from helpers_zero import run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,8 +22,6 @@ from uniapl.discriminators import check_discriminator, open_discriminator
 from uniapl.discriminators.cotrained import bradley_terry_loss, duel_batch, load_scorer, plan_duels
 from uniapl.metrics import batch_metrics
 from uniapl.records import Group, MixedBatch, expert_scores, put_expert_scores
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 class TestBradleyTerryLoss:
@@ -134,32 +129,9 @@ class TestPreflight:
             check_discriminator(self.config(tiny, max_response_tokens=500))
 
 
-def run_ranks(model: Path, out: Path, ranks: int, row_tokens: int, **learner: object) -> list[dict[str, Any]]:
+def run_cotrained(model: Path, out: Path, ranks: int, row_tokens: int, **learner: object) -> list[dict[str, Any]]:
     """Run `helpers_cotrained` on `ranks` processes of this machine; what each of them wrote."""
-    out.mkdir()
-    script, given = helpers_cotrained.__file__, [str(model), str(out), str(ranks)]
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    base = os.environ | {
-        "DS_ACCELERATOR": "cpu",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "WORLD_SIZE": str(ranks),
-        "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}",
-    }
-    processes = [
-        subprocess.Popen(
-            [sys.executable, script, *given, str(rank), str(row_tokens), json.dumps(learner)],
-            env=base | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for rank in range(ranks)
-    ]
-    logs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, logs[0][-3000:]
+    run_ranks("helpers_cotrained", out, ranks, {"model": str(model), "row_tokens": row_tokens, "learner": learner})
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -175,8 +147,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs(tiny: Path, folder: Path) -> Runs:
     """The same work on one rank in few micro-batches, and on two that must cut every group."""
     return {
-        "one": run_ranks(tiny, folder / "one", 1, 4096),
-        "two": run_ranks(tiny, folder / "two", 2, 64, activation_checkpointing=True),
+        "one": run_cotrained(tiny, folder / "one", 1, 4096),
+        "two": run_cotrained(tiny, folder / "two", 2, 64, activation_checkpointing=True),
     }
 
 
@@ -255,7 +227,7 @@ class TestOnRanks:
 
 
 def test_in_bfloat16_it_learns_too_and_scores_keep_their_digits(tiny: Path, folder: Path) -> None:
-    [rank] = run_ranks(tiny, folder / "low", 1, 256, dtype="bfloat16")
+    [rank] = run_cotrained(tiny, folder / "low", 1, 256, dtype="bfloat16")
     accuracy = [m["discriminator/accuracy"] for m in rank["learned"]]
     assert sum(accuracy[-5:]) / 5 > 0.9
     assert rank["resumed"] == rank["undisturbed"]
