@@ -16,6 +16,7 @@ from learner.step import train_step
 from learner.weight_sender import WeightSender
 from learner.worker import Scores
 from learner.zero import build_engine, build_reference, join_ranks
+from uniapl.broadcast_result import Sent
 from uniapl.config import Config
 from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
@@ -83,11 +84,11 @@ class Rank:
                 found[order[id(sequence)]], values = values[:length], values[length:]
         return found
 
-    def connect(self, handles: list[Any]) -> None:
+    def connect(self, handles: list[Any]) -> Sent:
         """Form the weight group with the engines behind `handles`."""
-        self._sender.connect(handles, self._config.rollout.tensor_parallel, ray.util.get_node_ip_address())
+        return self._sender.connect(handles, self._config.rollout.tensor_parallel, ray.util.get_node_ip_address())
 
-    def broadcast(self, version: int, vector_scale: float) -> dict[str, float]:
+    def broadcast(self, version: int, vector_scale: float) -> Sent:
         """Send the present weights to the engines as `version`; see `WeightSender.send`."""
         return self._sender.send(version, vector_scale)
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from learner.device import Device
 from learner.engine_client import EngineClient
+from uniapl.broadcast_result import Sent
 from uniapl.policy import PREFIX
 from uniapl.transfer import join_group, open_store, send_bucket
 
@@ -198,7 +199,7 @@ class WeightSender:
         self._engine: Sender | None = None
         self._client: EngineClient | None = None
 
-    def connect(self, handles: list[Any], engine_ranks: int, address: str) -> None:
+    def connect(self, handles: list[Any], engine_ranks: int, address: str) -> Sent:
         """Form the group of rank 0 and the engines behind `handles`, each of `engine_ranks` workers.
 
         Raises:
@@ -210,6 +211,7 @@ class WeightSender:
         world_size = 1 + len(handles) * engine_ranks
         open_sender = self._gloo if self._device.backend == "gloo" else self._nccl
         self._engine = open_sender(self._client, address, world_size)
+        return Sent({})
 
     def _gloo(self, client: EngineClient, address: str, world_size: int) -> Sender:
         return GlooSender(self._source, client, self._rank, address, world_size, self._timeout_s)
@@ -222,7 +224,7 @@ class WeightSender:
         info = NCCLTrainerInitInfo(address, get_open_port(), world_size, rank=self._rank)
         return WeightTransferTrainerFactory.trainer_init(info, client=client, source=self._source)
 
-    def send(self, version: int, vector_scale: float = 1.0) -> dict[str, float]:
+    def send(self, version: int, vector_scale: float = 1.0) -> Sent:
         """Broadcast the present weights as `version` and wait until every engine has acknowledged them.
 
         Args:
@@ -242,4 +244,4 @@ class WeightSender:
         self._engine.send_weights()
         if self._rank == 0:
             self._client.check(version, getattr(self._engine, "digest", ""))
-        return {"broadcast/bytes": float(getattr(self._engine, "sent_bytes", 0))}
+        return Sent({"broadcast/bytes": float(getattr(self._engine, "sent_bytes", 0))})

@@ -102,7 +102,7 @@ def test_after_a_broadcast_every_engine_has_the_learners_weights_and_version(ray
         learner.step(step, [], [], demonstrations, ONLY_DEMONSTRATIONS)
     assert disagreement(learner, before) > 0.1, "training must have moved the learner"
     sent = learner.broadcast(3)
-    assert sent["broadcast/bytes"] > 100_000
+    assert sent.metrics["broadcast/bytes"] > 100_000
     for engine in engines:
         after = greedy(ray_session, engine)
         assert disagreement(learner, after) <= 1e-4
