@@ -6,7 +6,6 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import deepspeed
 import torch
 from torch import Tensor, nn
 
@@ -62,6 +61,8 @@ class ZeroSource:
         self._pass = None
 
     def _gather(self) -> Iterator[tuple[list[str], list[Tensor]]]:
+        import deepspeed  # takes seconds, and whoever sends has loaded it already
+
         for layer in self._layers:
             parameters = [self._named[name] for name in layer]
             with deepspeed.zero.GatheredParameters(parameters):

@@ -24,6 +24,9 @@ PHASES = {
     "load": "load the weights",
     "resume": "resume",
 }
+CASES = [(phase, fault) for fault in (signal.SIGKILL, signal.SIGSTOP) for phase in ("join", "pause", "receive", "load")]
+# In between: the others know that it is there, and wait for it inside of gloo; or they go on already.
+CASES += [("connect", signal.SIGSTOP), ("resume", signal.SIGSTOP)]
 
 
 @dataclass
@@ -67,7 +70,7 @@ def fleet(ray_session: Any) -> Iterator[Fleet]:
         rendezvous = f"tcp://127.0.0.1:{probe.getsockname()[1]}"
     engine = ray_session.remote(StandInEngine).options(num_cpus=0)
     rank = ray_session.remote(StandInRank).options(num_cpus=0, runtime_env={"env_vars": {"DS_ACCELERATOR": "cpu"}})
-    engines = [engine.remote(f"engine-{i}") for i in range(3 + len(PHASES) + 2)]
+    engines = [engine.remote(f"engine-{i}") for i in range(8)]
     ranks = [rank.remote(i, 2, rendezvous, DEADLINE_S) for i in range(2)]
     made = Fleet(ray_session, ranks, engines[:2], engines[3:], engines[2])
     ray_session.get([e.pid.remote() for e in engines] + [r.threads.remote() for r in ranks], timeout=120)
@@ -76,8 +79,7 @@ def fleet(ray_session: Any) -> Iterator[Fleet]:
         ray_session.kill(actor)
 
 
-@pytest.mark.parametrize("fault", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-@pytest.mark.parametrize("phase", PHASES)
+@pytest.mark.parametrize(("phase", "fault"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_the_others_get_the_weights_and_the_lost_one_is_named(fleet: Fleet, phase: str, fault: signal.Signals) -> None:
     victim = fleet.victim(fault)
     pid = fleet.ray.get(victim.pid.remote())
@@ -133,9 +135,9 @@ def test_other_bytes_acknowledged_cut_the_engine_off_before_it_goes_on(fleet: Fl
 
 
 def test_when_all_are_lost_the_learner_goes_on(fleet: Fleet) -> None:
-    engines = [fleet.spare.pop(), fleet.spare.pop()]
+    engines = [fleet.stopped, fleet.spare.pop()]
     fleet.connect(engines)
-    fleet.ray.get([engines[0].arm.remote("pause", signal.SIGKILL), engines[1].arm.remote("receive", signal.SIGKILL)])
+    fleet.ray.get([fleet.stopped.acknowledge_other_bytes.remote(), engines[1].arm.remote("receive", signal.SIGKILL)])
     sent, _ = fleet.broadcast()
     assert sorted(sent.lost) == [0, 1]
     assert fleet.broadcast()[0].lost == sent.lost
