@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from threading import Event
 from typing import Any
 
-import torch
 import torch.distributed as dist
 import xxhash
 from torch import Tensor
@@ -20,12 +19,9 @@ from uniapl.transfer import (
     Deadline,
     TransferError,
     TransferInterruptedError,
-    broadcast,
-    finish,
     join_group,
     open_store,
-    pack,
-    packed_bytes,
+    send,
 )
 
 
@@ -100,33 +96,28 @@ class GlooSender:
         self._client.finish_weight_update()
 
     def _broadcast(self, group: dist.ProcessGroupGloo, lost: Event) -> bool:
-        """Send all layers: while one is on the wire, the next is gathered and packed.
+        """Send all layers.
 
         Returns:
             whether all were sent; else an engine was lost or the deadline is over.
         """
-        deadline, digest = Deadline.after(self._timeout_s), xxhash.xxh3_64()
-        on_wire: dist.Work | None = None
-        buffers = [torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)]
-        layers = self._source.gather_layers()
+        digest = xxhash.xxh3_64()
         try:
-            while not lost.is_set():
-                began = time.monotonic()
-                if (layer := next(layers, None)) is None:
-                    finish(on_wire) if on_wire else None
-                    self._client.digest = digest.hexdigest()
-                    return True
-                buffers.reverse()
-                bucket = _packed(layer[1], buffers, digest)
-                del layer
-                self._client.seconds["gather"] += time.monotonic() - began
-                if on_wire:
-                    finish(on_wire)
-                on_wire = broadcast(group, bucket, deadline)
-                self._client.sent_bytes += bucket.numel()
+            self._client.sent_bytes = send(group, self._gathered(), Deadline.after(self._timeout_s), digest, lost)
         except TransferInterruptedError:
-            pass
-        return False
+            return False
+        self._client.digest = digest.hexdigest()
+        return True
+
+    def _gathered(self) -> Iterator[list[Tensor]]:
+        layers = self._source.gather_layers()
+        while True:
+            began = time.monotonic()
+            layer = next(layers, None)
+            self._client.seconds["gather"] += time.monotonic() - began
+            if layer is None:
+                return
+            yield layer[1]
 
     def _update_info(self) -> dict[str, Any]:
         meta = self._source.metadata()
@@ -143,13 +134,6 @@ class GlooSender:
 
     def shutdown(self) -> None:
         self._group = self._store = None
-
-
-def _packed(tensors: list[Tensor], buffers: list[Tensor], digest: xxhash.xxh3_64) -> Tensor:
-    """One bucket in the first of `buffers`, which is made larger where it is too small."""
-    if buffers[0].numel() < packed_bytes(tensors):
-        buffers[0] = torch.empty(packed_bytes(tensors), dtype=torch.uint8)
-    return pack(tensors, buffers[0], digest)
 
 
 @contextmanager

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from uniapl.transfer import (
     pack,
     packed_bytes,
     receive,
+    send,
 )
 
 TENSORS = [torch.tensor([1.5, -2.0, 3.0]).bfloat16(), torch.arange(4.0).view(2, 2), torch.tensor([7])]
@@ -43,7 +46,7 @@ def packed(tensors: list[torch.Tensor], digest: xxhash.xxh3_64) -> torch.Tensor:
     return pack(tensors, torch.empty(packed_bytes(tensors), dtype=torch.uint8), digest)
 
 
-def send(group: Any, buckets: list[torch.Tensor]) -> None:
+def send_packed(group: Any, buckets: list[torch.Tensor]) -> None:
     for bucket in buckets:
         finish(broadcast(group, bucket, Deadline.after(20)))
 
@@ -51,11 +54,10 @@ def send(group: Any, buckets: list[torch.Tensor]) -> None:
 def test_buckets_arrive_as_they_were_sent_with_the_same_digest() -> None:
     sender, receiver = pair()
     sent, got = xxhash.xxh3_64(), xxhash.xxh3_64()
-    buckets = [packed(bucket, sent) for bucket in BUCKETS]
-    assert [b.numel() for b in buckets] == [6 + 16 + CHECKSUM_BYTES, 8 + CHECKSUM_BYTES]
     with ThreadPoolExecutor(1) as beside:
-        beside.submit(send, sender, buckets)
+        size = beside.submit(send, sender, BUCKETS, Deadline.after(20), sent, Event())
         received = dict(receive(receiver, LAYOUT, Deadline.after(20), got))
+    assert size.result() == 6 + 16 + 8 + 2 * CHECKSUM_BYTES
     assert sent.hexdigest() == got.hexdigest()
     for name, tensor in zip(LAYOUT.names, TENSORS, strict=True):
         assert received[name].dtype == tensor.dtype
@@ -68,9 +70,25 @@ def test_bytes_that_do_not_match_their_checksum_are_refused_and_their_bucket_is_
     buckets = [packed(bucket, digest) for bucket in BUCKETS]
     buckets[1][3] ^= 1
     with ThreadPoolExecutor(1) as beside:
-        beside.submit(send, sender, buckets)
+        beside.submit(send_packed, sender, buckets)
         with pytest.raises(TransferError, match=r"checksum of the bucket c \.\.\. c does not match"):
             list(receive(receiver, LAYOUT, Deadline.after(20), digest))
+
+
+def test_sending_stops_between_two_buckets() -> None:
+    sender, receiver = pair()
+    stop = Event()
+
+    def layers() -> Iterator[list[torch.Tensor]]:
+        yield BUCKETS[0]
+        stop.set()
+        yield BUCKETS[1]
+
+    with ThreadPoolExecutor(1) as beside:
+        first = beside.submit(next, receive(receiver, LAYOUT, Deadline.after(5), xxhash.xxh3_64()))
+        with pytest.raises(TransferInterruptedError, match="stopped"):
+            send(sender, layers(), Deadline.after(5), xxhash.xxh3_64(), stop)
+        assert first.result()[0] == "a"
 
 
 def test_a_sender_that_never_sends_ends_the_wait_at_the_deadline() -> None:

@@ -8,10 +8,11 @@ them to their deadlines.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
+from threading import Event
 
 import torch
 import torch.distributed as dist
@@ -123,6 +124,47 @@ def pack(tensors: list[Tensor], buffer: Tensor, digest: xxhash.xxh3_64) -> Tenso
     digest.update(checksum)
     buffer[at : at + CHECKSUM_BYTES] = torch.frombuffer(bytearray(checksum), dtype=torch.uint8)
     return buffer[: at + CHECKSUM_BYTES]
+
+
+def send(
+    group: dist.ProcessGroupGloo,
+    layers: Iterable[list[Tensor]],
+    deadline: Deadline,
+    digest: xxhash.xxh3_64,
+    stop: Event,
+) -> int:
+    """Broadcast every layer from rank 0 as one bucket: while one is on the wire, the next is gathered and packed.
+
+    Args:
+        group: of sender and receivers.
+        layers: their tensors, each layer's held until the next one is asked for.
+        deadline: of all.
+        digest: of all buckets.
+        stop: set to end it between two buckets.
+
+    Returns:
+        bytes sent.
+
+    Raises:
+        TransferInterruptedError: stopped, or a receiver is gone, or the deadline is over.
+    """
+    buffers = [torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)]
+    on_wire: dist.Work | None = None
+    sent = 0
+    for tensors in layers:
+        if stop.is_set():
+            raise TransferInterruptedError("stopped")
+        buffers.reverse()
+        if buffers[0].numel() < packed_bytes(tensors):
+            buffers[0] = torch.empty(packed_bytes(tensors), dtype=torch.uint8)
+        bucket = pack(tensors, buffers[0], digest)
+        if on_wire:
+            finish(on_wire)
+        on_wire = broadcast(group, bucket, deadline)
+        sent += bucket.numel()
+    if on_wire:
+        finish(on_wire)
+    return sent
 
 
 def packed_bytes(tensors: list[Tensor]) -> int:
