@@ -74,7 +74,7 @@ class System:
 
     def publish(self, version: int) -> dict[str, float]:
         """Give the engines the learner's weights as `version`, and let the queue know."""
-        sent = self.learner.broadcast(version) if self.engines else {}
+        sent = self.learner.broadcast(version).metrics if self.engines else {}
         ray.get(self.queue.published.remote(version))
         return sent
 

@@ -9,6 +9,7 @@ import ray
 
 from learner.nonfinite import NonFiniteError
 from learner.worker import LearnerRank, Scores
+from uniapl.broadcast_result import Sent
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.packing import partition
@@ -74,12 +75,19 @@ class LearnerGroup:
         """Log-probabilities of the response tokens under the present weights."""
         return self._all([rank.logprobs.remote(sequences) for rank in self.ranks])[0]
 
-    def connect(self, engines: list[Any]) -> None:
-        """Form the weight group with these rollout actors."""
-        self._all([rank.connect.remote(engines) for rank in self.ranks])
+    def connect(self, engines: list[Any]) -> Sent:
+        """Form the weight group with these rollout actors, instead of those it had.
 
-    def broadcast(self, version: int, vector_scale: float = 1.0) -> dict[str, float]:
-        """Send the present weights to every connected engine and wait for their acknowledgements."""
+        Never raises because of an engine: see `broadcast`.
+        """
+        return self._all([rank.connect.remote(engines) for rank in self.ranks])[0]
+
+    def broadcast(self, version: int, vector_scale: float = 1.0) -> Sent:
+        """Send the present weights to every connected engine and wait for their acknowledgements.
+
+        An engine that dies, misses `cluster.broadcast_timeout_s` in a phase or acknowledges other weights is cut
+        off and named in the result; the others get the weights again, in a group without it.
+        """
         return self._all([rank.broadcast.remote(version, vector_scale) for rank in self.ranks])[0]
 
     def save(self, folder: Path) -> None:

@@ -14,8 +14,10 @@ from learner.device import local_device, set_threads
 from learner.passes import plan_micro_batches
 from learner.step import train_step
 from learner.weight_sender import WeightSender
+from learner.weight_source import ZeroSource
 from learner.worker import Scores
 from learner.zero import build_engine, build_reference, join_ranks
+from uniapl.broadcast_result import Sent
 from uniapl.config import Config
 from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
@@ -50,9 +52,8 @@ class Rank:
             frozen = load_policy(c.objective.kl.reference or c.model.path, attention=self._device.attention)
             self._reference = build_reference(frozen, c.learner, ranks)
         self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
-        self._sender = WeightSender(
-            self._engine.module, DTYPES[c.rollout.dtype], self._device, self._rank, c.cluster.broadcast_timeout_s
-        )
+        source = ZeroSource(self._engine.module, DTYPES[c.rollout.dtype])
+        self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s)
 
     def step(
         self, number: int, groups: list[Any], demonstrations: list[Demonstration], weights: dict[str, float]
@@ -83,11 +84,11 @@ class Rank:
                 found[order[id(sequence)]], values = values[:length], values[length:]
         return found
 
-    def connect(self, handles: list[Any]) -> None:
+    def connect(self, handles: list[Any]) -> Sent:
         """Form the weight group with the engines behind `handles`."""
-        self._sender.connect(handles, self._config.rollout.tensor_parallel, ray.util.get_node_ip_address())
+        return self._sender.connect(handles, self._config.rollout.tensor_parallel, ray.util.get_node_ip_address())
 
-    def broadcast(self, version: int, vector_scale: float) -> dict[str, float]:
+    def broadcast(self, version: int, vector_scale: float) -> Sent:
         """Send the present weights to the engines as `version`; see `WeightSender.send`."""
         return self._sender.send(version, vector_scale)
 

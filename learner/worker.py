@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 
+from uniapl.broadcast_result import Sent
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration
@@ -54,10 +55,10 @@ class LearnerRank:
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
         return self._rank.logprobs(sequences)
 
-    def connect(self, handles: list[Any]) -> None:
-        self._rank.connect(handles)
+    def connect(self, handles: list[Any]) -> Sent:
+        return self._rank.connect(handles)
 
-    def broadcast(self, version: int, vector_scale: float) -> dict[str, float]:
+    def broadcast(self, version: int, vector_scale: float) -> Sent:
         return self._rank.broadcast(version, vector_scale)
 
     def save(self, folder: str) -> None:
