@@ -94,7 +94,9 @@ class QueueActor:
             lease_s=queue.lease_s,
             max_regenerations=queue.max_regenerations,
             max_resamples=queue.max_resamples if queue.on_equal_rewards == "resample" else 0,
+            max_reissues=queue.max_reissues,
         )
+        self._group_size = config.rollout.group_size
         self._lock = asyncio.Lock()
         self._room = asyncio.Condition(self._lock)  # for those who wait for a lease
         self._filled = asyncio.Condition(self._lock)  # for those who wait for a batch
@@ -127,6 +129,7 @@ class QueueActor:
             actor=group.actor,
             prompt_id=group.prompt.id,
             now=time.monotonic(),
+            partial=len(group.samples) < self._group_size,
         )
         await self._wake()
         if isinstance(result, Committed):
@@ -137,8 +140,8 @@ class QueueActor:
         return False
 
     async def release(self, lease_id: int, reason: str) -> None:
-        """Give a lease back without a group; its prompt is leased again."""
-        if self._mixing.release(lease_id):
+        """Give a lease back without a group; its prompt is leased again, a straggler's not without a bound."""
+        if self._mixing.release(lease_id, reason):
             self._releases[reason[:100]] += 1
             await self._wake()
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal
+from typing import Any, Literal
 
 from uniapl.records import Prompt
 
 LEASE_COUNTERS = ("leased", "committed", "expired", "released")
 REMEMBERED_LEASES = 4096
+NEW_WEIGHTS = "ended for new weights"
+STRAGGLER = "samples missing at the deadline"
+"""What a lease is released with; any other reason is only counted under its name."""
+MAX_ABORTS = 2
+"""A group that new weights have ended this often is finished with them the next time."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,20 @@ class Task:
     """How many groups of this prompt were thrown away because samples could not be scored."""
     resamples: int = 0
     """How many were thrown away because all their rewards were equal."""
+    reissues: int = 0
+    """How many were given up because samples were missing at the group's deadline."""
+    aborts: int = 0
+    """How many were ended for new weights: sampled again with the same seed, since the weights differ."""
 
     @property
     def attempt(self) -> int:
         """Which group of this prompt it is, from 0; with `sequence` it makes the sampler's seed."""
-        return self.regenerations + self.resamples
+        return self.regenerations + self.resamples + self.reissues
+
+
+def task_from_dict(packed: dict[str, Any]) -> Task:
+    """The inverse of `dataclasses.asdict` on a task."""
+    return Task(**{**packed, "prompt": Prompt(**packed["prompt"])})
 
 
 @dataclass(frozen=True)
