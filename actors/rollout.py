@@ -9,12 +9,11 @@ from typing import Any
 import xxhash
 
 from actors.engine import engine_args
+from actors.queue_client import QueueClient
 from uniapl.config import Config
 from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS, STRAGGLER, Lease
 from uniapl.records import Group, Prompt, Sample, VersionSpan
 from uniapl.rewards.types import ScoreRequest
-
-LEASE_WAIT_S = 5.0
 
 
 class RolloutActor:
@@ -55,8 +54,11 @@ class RolloutActor:
 
     async def run(self) -> int:
         """Lease, generate, score and commit until `stop()`; returns the number of groups committed."""
-        loops = [self._produce() for _ in range(self._config.rollout.groups_in_flight)]
-        return sum(await asyncio.gather(*loops))
+        queue = QueueClient(self._queue, self._name)
+        loops = [self._produce(queue) for _ in range(self._config.rollout.groups_in_flight)]
+        committed = sum(await asyncio.gather(*loops))
+        await queue.close()
+        return committed
 
     async def stop(self) -> None:
         """End `run()` after the groups in flight."""
@@ -68,10 +70,10 @@ class RolloutActor:
         if self._engine is not None:
             self._engine.shutdown()
 
-    async def _produce(self) -> int:
+    async def _produce(self, queue: QueueClient) -> int:
         committed = 0
         while not self._stopping:
-            lease = await self._queue.lease.remote(self._name, LEASE_WAIT_S)
+            lease = await queue.lease()
             if lease is None:
                 continue
             last = lease.task.aborts >= MAX_ABORTS
@@ -79,9 +81,9 @@ class RolloutActor:
             group = await self._make_group(lease)
             self._to_finish -= last
             if isinstance(group, str):
-                await self._queue.release.remote(lease.id, group)
+                await queue.release(lease.id, group)
             else:
-                committed += await self._queue.commit.remote(lease.id, group)
+                committed += await queue.commit(group)
         return committed
 
     async def _make_group(self, lease: Lease) -> Group | str:

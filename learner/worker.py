@@ -10,7 +10,7 @@ import ray
 
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
-from uniapl.records import Demonstration
+from uniapl.records import Demonstration, Group
 
 if TYPE_CHECKING:
     from learner.rank import Rank
@@ -47,7 +47,7 @@ class LearnerRank:
         self._rank = Rank(self._number, self._config)
 
     def step(
-        self, number: int, groups: list[Any], demonstrations: list[Demonstration], weights: dict[str, float]
+        self, number: int, groups: list[Group], demonstrations: list[Demonstration], weights: dict[str, float]
     ) -> tuple[dict[str, float], Scores]:
         return self._rank.step(number, groups, demonstrations, weights)
 

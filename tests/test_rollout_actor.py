@@ -123,7 +123,7 @@ def seed_of(sequence: int, attempt: int, sample: int) -> int:
 
 
 def groups_of(batch: Any) -> list[Group]:
-    return ray.get([entry.ref for entry in batch.groups])
+    return [packed.group() for packed in batch.groups]
 
 
 def wait_until(happened: Any) -> None:

@@ -13,6 +13,7 @@ There is no clock here (`now`, in seconds, is passed in and never runs backward)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -139,6 +140,18 @@ class MixingQueue:
         """
         ahead = range(self._step, self._published + self.max_staleness + 1)
         return max(0, sum(self._needs(step)[0] for step in ahead) - len(self._leases.open) - len(self._ready))
+
+    def share(self, actor: str, actors: int) -> int:
+        """How many leases `actor` may take at once: what is missing to its part of all that may be open, or one."""
+        held = self._leases.held
+        part = math.ceil((len(self._leases.open) + self.admissible) / max(actors, len(held)))
+        return max(1, part - held[actor])
+
+    @property
+    def fillable(self) -> bool:
+        """Whether `next_batch` has something to do: a batch to make, or groups that are too old to drop."""
+        old = self.drop_stale and self._ready.any_older(self._oldest_fresh)
+        return old or len(self._ready) >= self._needs(self._step)[0]
 
     def lease(self, actor: str, now: float) -> Lease | None:
         """The next prompt for `actor`, those to be leased again first; None when admission forbids."""

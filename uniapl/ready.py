@@ -44,9 +44,12 @@ class ReadyGroups:
         """Remove and return the `count` groups of the smallest sequences."""
         return [self._remove(sequence) for sequence in sorted(self._groups)[:count]]
 
+    def any_older(self, version: int) -> bool:
+        return min(self._versions, default=version) < version
+
     def take_older(self, version: int) -> list[ReadyGroup]:
         """Remove and return the groups with a token from weights older than `version`."""
-        if min(self._versions, default=version) >= version:
+        if not self.any_older(version):
             return []
         old = [sequence for sequence, group in self._groups.items() if group.oldest_version < version]
         return [self._remove(sequence) for sequence in old]
