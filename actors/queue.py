@@ -1,26 +1,28 @@
-"""The mixing queue as an async Ray actor: long polls around `uniapl.mixing`, groups in the object store.
+"""The mixing queue as an async Ray actor: long polls around `uniapl.mixing`, groups as blocks of bytes.
 
-Rollout actors call `lease` and `commit`, the driver calls `next_batch` and `published`. Groups are put
-into the object store by this actor and therefore live as long as it does, not as long as the rollout
-actor that made them; the driver and the learner get references.
+Rollout actors call `lease` and `commit` (see `queue_client`), the driver calls `next_batch` and `published`.
+Groups are kept in this actor's memory and therefore live as long as it does, not as long as the rollout actor
+that made them; a batch goes to the driver as one object.
 """
 
 from __future__ import annotations
 
 import asyncio
 import dataclasses
+import functools
 import logging
+import resource
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import ray
 
+from actors.packed import PackedBatch, PackedGroup, packed
 from uniapl.config import Config
 from uniapl.leases import Lease
-from uniapl.mixing import BatchPlan, Committed, MixingQueue, ReadyGroup, Source
+from uniapl.mixing import BatchPlan, Committed, MixingQueue, Source
 from uniapl.records import Demonstration, Group, Prompt, Sample, Score, VersionSpan
 
 T = TypeVar("T")
@@ -28,37 +30,6 @@ MAX_CONCURRENCY = 10_000
 """Calls in flight: every rollout actor holds a long poll open for each group that it wants."""
 EXPIRY_CHECK_S = 1.0
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class GroupEntry:
-    """A group of a batch: `ref` resolves to a `records.Group`; the rest is known without fetching it."""
-
-    ref: ray.ObjectRef
-    lease_id: int
-    tokens: int
-    oldest_version: int
-    actor: str
-    generate_s: float
-    score_s: float
-
-
-@dataclass(frozen=True)
-class BatchRefs:
-    """What optimizer step `step` consumes, by reference; the order is the batch's order."""
-
-    step: int
-    groups: list[GroupEntry]
-    demonstrations: list[Demonstration]
-
-
-@dataclass(frozen=True)
-class _Stored:
-    """The handle that the mixing rules carry."""
-
-    ref: ray.ObjectRef
-    generate_s: float
-    score_s: float
 
 
 def start_queue(
@@ -88,57 +59,88 @@ class QueueActor:
         self._mixing = MixingQueue(
             prompts if objective.uses_rollouts else None,
             demonstrations if objective.uses_demonstrations else None,
-            needs=lambda step: batch_needs(config, step),
+            needs=functools.lru_cache(maxsize=256)(functools.partial(batch_needs, config)),
             max_staleness=queue.max_staleness,
             drop_stale=queue.on_stale == "drop",
             lease_s=queue.lease_s,
             max_regenerations=queue.max_regenerations,
             max_resamples=queue.max_resamples if queue.on_equal_rewards == "resample" else 0,
+            max_reissues=queue.max_reissues,
         )
+        self._actors = config.rollout.actors
+        self._group_size = config.rollout.group_size
         self._lock = asyncio.Lock()
         self._room = asyncio.Condition(self._lock)  # for those who wait for a lease
         self._filled = asyncio.Condition(self._lock)  # for those who wait for a batch
+        self._polls = self._wanted = 0  # how many calls wait for leases, and for how many
         self._drops: Counter[str] = Counter()  # how often each actor was lost
         self._releases: Counter[str] = Counter()
         self._stopped = False
         self._expiry: asyncio.Task | None = None
 
-    async def lease(self, actor: str, wait_s: float) -> Lease | None:
-        """The next prompt for `actor`; None after `wait_s` seconds without one, or when stopped or dropped."""
+    async def lease(self, actor: str, count: int, wait_s: float) -> list[Lease]:
+        """Up to `count` prompts for `actor`, and no more than its share, so that the others get theirs.
+
+        Empty after `wait_s` seconds without a prompt, or when the queue was stopped or the actor dropped.
+        """
         if self._expiry is None:
             self._expiry = asyncio.create_task(self._expire_for_ever())
         drops = self._drops[actor]
+        self._polls += 1
+        self._wanted += count
+        try:
+            found = await self._poll(
+                self._room,
+                lambda: self._give(actor, min(count, self._mixing.share(actor, max(self._polls, self._actors)))),
+                wait_s,
+                given_up=lambda: self._drops[actor] != drops,
+            )
+        finally:
+            self._polls -= 1
+            self._wanted -= count
+        return found or []
 
-        def attempt() -> Lease | None:
-            return self._mixing.lease(actor, time.monotonic())
+    def _give(self, actor: str, count: int) -> list[Lease] | None:
+        """As many leases as admission allows; None where it allows none."""
+        leases: list[Lease] = []
+        while len(leases) < count and (lease := self._mixing.lease(actor, time.monotonic())) is not None:
+            leases.append(lease)
+        return leases or None
 
-        return await self._poll(self._room, attempt, wait_s, given_up=lambda: self._drops[actor] != drops)
+    async def commit(self, groups: list[PackedGroup], want: int = 0) -> tuple[list[bool], list[Lease]]:
+        """Take scored groups of one actor, each once, and give it up to `want` leases where nobody waits for them.
 
-    async def commit(self, lease_id: int, group: Group) -> bool:
-        """Take a scored group, once; False when its lease had ended: then the group does not count."""
-        stored = _Stored(ray.put(group), group.generate_s, group.score_s)
+        Returns:
+            for each group whether it counts: not when its lease had ended; and the leases.
+        """
+        accepted = [self._take(group) for group in groups]
+        await self._wake()
+        spare = 0 if self._stopped else min(want, self._mixing.admissible - self._wanted)
+        return accepted, self._give(groups[0].actor, spare) or []
+
+    def _take(self, group: PackedGroup) -> bool:
         result = self._mixing.commit(
-            lease_id,
-            stored,
+            group.lease_id,
+            group,
             oldest_version=group.oldest_version,
             tokens=group.tokens,
             unscored=group.unscored,
-            equal_rewards=has_equal_rewards(group),
+            equal_rewards=group.equal_rewards,
             actor=group.actor,
-            prompt_id=group.prompt.id,
+            prompt_id=group.prompt_id,
             now=time.monotonic(),
+            partial=group.samples < self._group_size,
         )
-        await self._wake()
         if isinstance(result, Committed):
             if group.unscored:
-                logger.warning("prompt %s: %s, unscored: %s", group.prompt.id, result.outcome, group.unscored[0])
+                logger.warning("prompt %s: %s, unscored: %s", group.prompt_id, result.outcome, group.unscored[0])
             return True
-        logger.warning("lease %d of %s refused: %s", lease_id, group.actor, result.reason)
+        logger.warning("lease %d of %s refused: %s", group.lease_id, group.actor, result.reason)
         return False
 
     async def release(self, lease_id: int, reason: str) -> None:
-        """Give a lease back without a group; its prompt is leased again."""
-        if self._mixing.release(lease_id):
+        """Give a lease back without a group; its prompt is leased again, a straggler's not without a bound."""
+        if self._mixing.release(lease_id, reason):
             self._releases[reason[:100]] += 1
             await self._wake()
 
@@ -152,7 +154,7 @@ class QueueActor:
         await self._wake(everyone=True)
         return lost
 
-    async def next_batch(self, wait_s: float) -> BatchRefs | None:
+    async def next_batch(self, wait_s: float) -> PackedBatch | None:
         """The next batch; None after `wait_s` seconds without enough ready groups, or when stopped."""
 
         def attempt() -> BatchPlan | None:
@@ -163,7 +165,7 @@ class QueueActor:
         plan = await self._poll(self._filled, attempt, wait_s)
         if plan is None:
             return None
-        return BatchRefs(plan.step, [_entry(group) for group in plan.groups], plan.demonstrations)
+        return PackedBatch(plan.step, [packed(group) for group in plan.groups], plan.demonstrations)
 
     async def published(self, version: int) -> None:
         """Rollout actors have the weights of `version`; its batches' groups are forgotten here.
@@ -178,21 +180,23 @@ class QueueActor:
         """`MixingQueue.counters`, with the reasons of releases and whether the queue was stopped."""
         return {**self._mixing.counters(), "releases": dict(self._releases), "stopped": self._stopped}
 
+    async def usage(self) -> dict[str, float]:
+        """Processor seconds that the queue's process has used so far, and its resident memory in MiB."""
+        with open("/proc/self/statm", encoding="ascii") as statm:
+            pages = int(statm.read().split()[1])
+        return {"cpu_s": time.process_time(), "resident_mib": pages * resource.getpagesize() / 2**20}
+
     async def state(self, version: int | None = None) -> dict[str, Any]:
         """Everything a resumed run needs, ready groups written out, JSON-able.
 
         Args:
             version: optimizer steps in the checkpoint that this goes into; the published one by default.
         """
-        state = self._mixing.state_dict(version=version)
-        groups = await asyncio.gather(*(entry["handle"].ref for entry in state["ready"]))
-        for entry, group in zip(state["ready"], groups, strict=True):
-            entry["handle"] = dataclasses.asdict(group)
-        return state
+        return self._mixing.state_dict(pack=lambda handle: dataclasses.asdict(handle.group()), version=version)
 
     async def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state`; whatever was leased or ready before is forgotten."""
-        self._mixing.load_state_dict(state, unpack=_stored_from_dict)
+        self._mixing.load_state_dict(state, unpack=lambda group: PackedGroup.of(group_from_dict(group)))
         await self._wake()
 
     async def stop(self) -> None:
@@ -227,7 +231,8 @@ class QueueActor:
                 self._room.notify_all()
             else:
                 self._room.notify(self._mixing.admissible)
-            self._filled.notify_all()
+            if everyone or self._mixing.fillable:
+                self._filled.notify_all()
 
     async def _expire_for_ever(self) -> None:
         while True:
@@ -243,30 +248,6 @@ def batch_needs(config: Config, step: int) -> tuple[int, int]:
         queue.groups_per_step if objective.rollouts_at(step) else 0,
         queue.demonstrations_per_step if objective.demonstrations_at(step) else 0,
     )
-
-
-def has_equal_rewards(group: Group) -> bool:
-    """Whether every sample was scored and all rewards are the same: by reward none is preferred."""
-    rewards = {sample.score.reward if sample.score else None for sample in group.samples}
-    return len(rewards) == 1 and None not in rewards
-
-
-def _entry(group: ReadyGroup) -> GroupEntry:
-    stored: _Stored = group.handle
-    return GroupEntry(
-        ref=stored.ref,
-        lease_id=group.lease_id,
-        tokens=group.tokens,
-        oldest_version=group.oldest_version,
-        actor=group.actor,
-        generate_s=stored.generate_s,
-        score_s=stored.score_s,
-    )
-
-
-def _stored_from_dict(packed: dict[str, Any]) -> _Stored:
-    group = group_from_dict(packed)
-    return _Stored(ray.put(group), group.generate_s, group.score_s)
 
 
 def group_from_dict(packed: dict[str, Any]) -> Group:

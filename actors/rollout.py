@@ -10,11 +10,12 @@ from typing import Any, TypeVar
 import xxhash
 
 from actors.engine import engine_args
+from actors.queue_client import QueueClient
 from uniapl.config import Config
+from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS, STRAGGLER, Lease
 from uniapl.records import Group, Prompt, Sample, VersionSpan
 from uniapl.rewards.types import ScoreRequest
 
-LEASE_WAIT_S = 5.0
 ALIVE_CHECK_S = 0.2
 
 T = TypeVar("T")
@@ -43,6 +44,8 @@ class RolloutActor:
         self._stopping = False
         self._requests = 0
         self._updating = False
+        self._to_finish = 0
+        """Groups under way that new weights must not end once more."""
 
     async def start(self) -> float:
         """Load the engine; returns the seconds it took."""
@@ -61,8 +64,11 @@ class RolloutActor:
 
     async def run(self) -> int:
         """Lease, generate, score and commit until `stop()`; returns the number of groups committed."""
-        loops = [self._produce() for _ in range(self._config.rollout.groups_in_flight)]
-        return sum(await asyncio.gather(*loops))
+        queue = QueueClient(self._queue, self._name)
+        loops = [self._produce(queue) for _ in range(self._config.rollout.groups_in_flight)]
+        committed = sum(await asyncio.gather(*loops))
+        await queue.close()
+        return committed
 
     async def stop(self) -> None:
         """End `run()` after the groups in flight."""
@@ -74,27 +80,33 @@ class RolloutActor:
         if self._engine is not None:
             self._engine.shutdown()
 
-    async def _produce(self) -> int:
+    async def _produce(self, queue: QueueClient) -> int:
         committed = 0
         while not self._stopping:
-            lease = await self._queue.lease.remote(self._name, LEASE_WAIT_S)
+            lease = await queue.lease()
             if lease is None:
                 continue
+            last = lease.task.aborts >= MAX_ABORTS
+            self._to_finish += last
             group = await self._make_group(lease)
-            if group is None:
-                await self._queue.release.remote(lease.id, "aborted for new weights")
-                continue
-            committed += await self._queue.commit.remote(lease.id, group)
+            self._to_finish -= last
+            if isinstance(group, str):
+                await queue.release(lease.id, group)
+            else:
+                committed += await queue.commit(group)
         return committed
 
-    async def _make_group(self, lease: Any) -> Group | None:
-        """None where `rollout.update_mode: abort` ended a response before it was whole."""
-        r, began = self._config.rollout, time.monotonic()
+    async def _make_group(self, lease: Lease) -> Group | str:
+        """The scored group, or why there is none, which is what its lease is released with."""
+        r, q, began = self._config.rollout, self._config.queue, time.monotonic()
+        seed = self._seed(lease.sequence, lease.attempt)
         samples = await self.generate(
-            lease.prompt.token_ids, r.group_size, r.temperature, r.max_tokens, self._seed(lease.sequence, lease.attempt)
+            lease.prompt.token_ids, r.group_size, r.temperature, r.max_tokens, seed, q.group_timeout_s
         )
         if any(sample.finish_reason == "abort" for sample in samples):
-            return None
+            return NEW_WEIGHTS
+        if len(samples) < (q.min_group if q.on_straggler == "accept" else r.group_size):
+            return STRAGGLER
         generated = time.monotonic()
         await self._score(lease.prompt, samples)
         done = time.monotonic()
@@ -105,15 +117,51 @@ class RolloutActor:
         return xxhash.xxh32_intdigest(f"{self._config.run.seed}/{sequence}/{attempt}".encode()) >> 1
 
     async def generate(
-        self, prompt_ids: list[int], n: int, temperature: float, max_tokens: int, seed: int
+        self,
+        prompt_ids: list[int],
+        n: int,
+        temperature: float,
+        max_tokens: int,
+        seed: int,
+        timeout_s: float | None = None,
     ) -> list[Sample]:
-        """n responses to one prompt, with the log-probabilities that the sampler used."""
+        """n responses to one prompt, with the log-probabilities that the sampler used.
+
+        Each is a request of its own, with the seed `seed + i`, as vLLM itself divides a request for n.
+
+        Args:
+            timeout_s: then those that are not finished are ended in the engine and left out; None: no limit.
+        """
+        responses = [
+            asyncio.create_task(self._respond(prompt_ids, temperature, max_tokens, seed + i)) for i in range(n)
+        ]
+        try:
+            await asyncio.wait(responses, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
+        finally:
+            for response in responses:
+                response.cancel()  # AsyncLLM ends the request of a cancelled caller
+            await asyncio.wait(responses)
+        return [response.result() for response in responses if not response.cancelled()]
+
+    async def _respond(self, prompt_ids: list[int], temperature: float, max_tokens: int, seed: int) -> Sample:
+        """One response."""
+        params = self._sampling(temperature, max_tokens, seed)
+        self._requests += 1
+        request_id = f"{self._name}-{self._requests}"
+        final = None
+        async for output in self._engine.generate({"prompt_token_ids": prompt_ids}, params, request_id):
+            final = output
+        if final is None:
+            raise RuntimeError(f"{self._name}: the engine ended request {request_id} without an output")
+        return _sample(final.outputs[0])
+
+    def _sampling(self, temperature: float, max_tokens: int, seed: int) -> Any:
+        """vLLM's parameters for one response."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         r = self._config.rollout
-        params = SamplingParams(
-            n=n,
+        return SamplingParams(
             temperature=temperature,
             top_p=r.top_p,
             top_k=r.top_k,
@@ -122,14 +170,6 @@ class RolloutActor:
             logprobs=0,
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        self._requests += 1
-        request_id = f"{self._name}-{self._requests}"
-        final = None
-        async for output in self._engine.generate({"prompt_token_ids": prompt_ids}, params, request_id):
-            final = output
-        if final is None:
-            raise RuntimeError(f"{self._name}: the engine ended request {request_id} without an output")
-        return [_sample(completion) for completion in sorted(final.outputs, key=lambda c: c.index)]
 
     async def _score(self, prompt: Prompt, samples: list[Sample]) -> None:
         scores = await self._reward.score.remote(ScoreRequest(prompt, [s.text for s in samples]))
@@ -148,6 +188,14 @@ class RolloutActor:
 
         return list(await asyncio.gather(*(one(i, p) for i, p in enumerate(prompts))))
 
+    def _update_mode(self) -> str:
+        """`rollout.update_mode`; `keep` instead of `abort` while a group runs that was ended `MAX_ABORTS` times.
+
+        Without this bound, groups that take longer than a step would never be finished.
+        """
+        mode = self._config.rollout.update_mode
+        return "keep" if mode == "abort" and self._to_finish else mode
+
     # The calls of vLLM's weight-sync protocol and `resume`, driven by the learner's rank 0 (learner/engine_client.py).
 
     async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> str:
@@ -162,7 +210,7 @@ class RolloutActor:
 
     async def start_weight_update(self) -> None:
         """Hold back what is running, as `rollout.update_mode` says, and open the update."""
-        await self._alive(self._engine.pause_generation(mode=self._config.rollout.update_mode, clear_cache=False))
+        await self._alive(self._engine.pause_generation(mode=self._update_mode(), clear_cache=False))
         if self._updating:  # what was begun before ended with the loss of another engine
             await self._alive(self._engine.collective_rpc("abort_weight_update"))
         self._updating = True

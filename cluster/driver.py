@@ -6,9 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-import ray
-
-from actors.queue import BatchRefs
+from actors.packed import PackedBatch
 from cluster import run_folder
 from cluster.evaluation import evaluate
 from cluster.preflight import preflight
@@ -78,22 +76,22 @@ def one_step(system: System, controllers: Controllers, folder: Path, step: int) 
         RunError: loss or gradient is not finite; the batch is in the folder's failed/ then.
     """
     began = time.monotonic()
-    refs = system.next_batch()
+    taken = system.next_batch()
     waited = time.monotonic() - began
-    if refs.step != step:
-        raise RuntimeError(f"the queue gave the batch of step {refs.step}, expected was {step}")
-    batch = MixedBatch(step, ray.get([entry.ref for entry in refs.groups]), refs.demonstrations)
+    if taken.step != step:
+        raise RuntimeError(f"the queue gave the batch of step {taken.step}, expected was {step}")
+    batch = MixedBatch(step, [packed.group() for packed in taken.groups], taken.demonstrations)
 
     ready = time.monotonic()
     weights = controllers.weights(step)
-    learned = _learn(system, folder, refs, batch, weights)
+    learned = _learn(system, folder, taken, batch, weights)
     trained = time.monotonic()
     sent = system.publish(step + 1)
     published = time.monotonic()
 
     metrics = batch_metrics(batch) | learned | sent | _weight_metrics(system.config.objective, weights)
     controllers.update(step, metrics)
-    metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in refs.groups])
+    metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in taken.groups])
     metrics |= {"time/train": trained - ready, "time/broadcast": published - trained}
     if metrics["time/generate"] > 0:
         metrics["tokens/generated_per_s"] = metrics["tokens/generated"] / metrics["time/generate"]
@@ -106,12 +104,12 @@ def one_step(system: System, controllers: Controllers, folder: Path, step: int) 
 
 
 def _learn(
-    system: System, folder: Path, refs: BatchRefs, batch: MixedBatch, weights: dict[str, float]
+    system: System, folder: Path, taken: PackedBatch, batch: MixedBatch, weights: dict[str, float]
 ) -> dict[str, float]:
     """The learner's step; expert scores that were found in it stand in `batch` afterwards."""
-    groups, tokens = [entry.ref for entry in refs.groups], [entry.tokens for entry in refs.groups]
+    tokens = [group.tokens for group in taken.groups]
     try:
-        metrics, scores = system.learner.step(batch.step, groups, tokens, refs.demonstrations, weights)
+        metrics, scores = system.learner.step(batch.step, batch.groups, tokens, batch.demonstrations, weights)
     except NonFiniteError as error:
         kept = run_folder.save_batch(folder, batch, "failed")
         raise RunError(f"step {batch.step + 1}: {error}; the batch is in {kept}") from None

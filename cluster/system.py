@@ -7,7 +7,8 @@ from typing import Any
 
 import ray
 
-from actors.queue import BatchRefs, start_queue
+from actors.packed import PackedBatch
+from actors.queue import start_queue
 from actors.reward_service import start_reward_service, stop_reward_service
 from actors.rollout import RolloutActor
 from cluster.placement import learner_options, rollout_options
@@ -83,7 +84,7 @@ class System:
         if self.config.objective.uses_rollouts:
             self._production = [engine.run.remote() for engine in self.engines]
 
-    def next_batch(self) -> BatchRefs:
+    def next_batch(self) -> PackedBatch:
         """Wait for the next mixed batch; an engine that fails meanwhile ends the wait with its error.
 
         Raises:

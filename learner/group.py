@@ -13,7 +13,7 @@ from uniapl.broadcast_result import Sent
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.packing import partition
-from uniapl.records import Demonstration
+from uniapl.records import Demonstration, Group
 
 
 class LearnerGroup:
@@ -38,7 +38,7 @@ class LearnerGroup:
     def step(
         self,
         number: int,
-        groups: list[Any],
+        groups: list[Group],
         tokens: list[int],
         demonstrations: list[Demonstration],
         weights: dict[str, float],
@@ -47,7 +47,7 @@ class LearnerGroup:
 
         Args:
             number: of the step, from 0.
-            groups: references to the batch's groups.
+            groups: of the batch.
             tokens: of each group.
             demonstrations: of the batch.
             weights: of every term in this step.

@@ -22,7 +22,7 @@ from uniapl.config import Config
 from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.policy import load_policy
-from uniapl.records import Demonstration, MixedBatch, expert_scores
+from uniapl.records import Demonstration, Group, MixedBatch, expert_scores
 from uniapl.schedule import learning_rate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -56,15 +56,15 @@ class Rank:
         self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s)
 
     def step(
-        self, number: int, groups: list[Any], demonstrations: list[Demonstration], weights: dict[str, float]
+        self, number: int, groups: list[Group], demonstrations: list[Demonstration], weights: dict[str, float]
     ) -> tuple[dict[str, float], Scores]:
-        """One optimizer step on this rank's share; `groups` are references to `Group`s.
+        """One optimizer step on this rank's share.
 
         Returns:
             metrics over all ranks, and the expert scores that a cotrained discriminator gave this rank's groups.
         """
         c = self._config
-        batch = MixedBatch(number, ray.get(groups), demonstrations)
+        batch = MixedBatch(number, groups, demonstrations)
         rate = learning_rate(number, c.run.steps, c.learner)
         learned = self._discriminator.score_and_train(batch.groups, number) if self._discriminator else {}
         learned |= train_step(self._engine, batch, c, weights, rate, self._device.torch_device, self._reference)

@@ -11,7 +11,7 @@ import ray
 from uniapl.broadcast_result import Sent
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
-from uniapl.records import Demonstration
+from uniapl.records import Demonstration, Group
 
 if TYPE_CHECKING:
     from learner.rank import Rank
@@ -48,7 +48,7 @@ class LearnerRank:
         self._rank = Rank(self._number, self._config)
 
     def step(
-        self, number: int, groups: list[Any], demonstrations: list[Demonstration], weights: dict[str, float]
+        self, number: int, groups: list[Group], demonstrations: list[Demonstration], weights: dict[str, float]
     ) -> tuple[dict[str, float], Scores]:
         return self._rank.step(number, groups, demonstrations, weights)
 

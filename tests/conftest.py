@@ -37,6 +37,7 @@ def ray_session() -> Iterator[Any]:
 
     environment = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "HF_HUB_OFFLINE": "1"}
     ray.init(
+        address="local",
         num_cpus=LOGICAL_CPUS,
         include_dashboard=False,
         object_store_memory=256 << 20,

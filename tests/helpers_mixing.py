@@ -30,7 +30,15 @@ def demonstration(name):
 
 
 def make_queue(
-    groups=4, demonstrations=2, staleness=0, lease_s=10.0, regenerations=1, resamples=0, needs=None, drop_stale=True
+    groups=4,
+    demonstrations=2,
+    staleness=0,
+    lease_s=10.0,
+    regenerations=1,
+    resamples=0,
+    reissues=0,
+    needs=None,
+    drop_stale=True,
 ):
     """A queue whose batches all hold the same, or what `needs` says of each."""
     return MixingQueue(
@@ -41,11 +49,12 @@ def make_queue(
         lease_s=lease_s,
         max_regenerations=regenerations,
         max_resamples=resamples,
+        max_reissues=reissues,
         drop_stale=drop_stale,
     )
 
 
-def commit(queue, lease, version=0, unscored=(), now=0.0, actor=None, prompt_id=None, equal=False):
+def commit(queue, lease, version=0, unscored=(), now=0.0, actor=None, prompt_id=None, equal=False, partial=False):
     """Commit a group whose handle is its lease's id."""
     return queue.commit(
         lease.id,
@@ -57,6 +66,7 @@ def commit(queue, lease, version=0, unscored=(), now=0.0, actor=None, prompt_id=
         actor=actor or lease.actor,
         prompt_id=prompt_id or lease.prompt.id,
         now=now,
+        partial=partial,
     )
 
 

@@ -36,7 +36,7 @@ def tiny_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def tiny_model(folder: Path, seed: int = 0, tied: bool = False, vocab: int = 384) -> Path:
+def tiny_model(folder: Path, seed: int = 0, tied: bool = False, vocab: int = 384, positions: int = 512) -> Path:
     """A random Qwen3 of 2 layers, hidden size 64, head_dim 32 (the smallest that vLLM takes)."""
     tokenizer = tiny_tokenizer(folder)
     torch.manual_seed(seed)
@@ -48,7 +48,7 @@ def tiny_model(folder: Path, seed: int = 0, tied: bool = False, vocab: int = 384
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         tie_word_embeddings=tied,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,

@@ -61,6 +61,9 @@ VALUES = [
     ("queue.lease_s=10s", "queue.lease_s: got '10s'; allowed: a number > 0"),
     ("rollout.temperature=0", "rollout.temperature: got 0; allowed: a number > 0 and <= 10"),
     ("rollout.top_p=1.5", "rollout.top_p: got 1.5; allowed: a number > 0 and <= 1"),
+    ("queue.group_timeout_s=0", "queue.group_timeout_s: got 0; allowed: null or a number > 0"),
+    ("queue.on_straggler=wait", "queue.on_straggler: got 'wait'; allowed: 'accept' or 'reissue'"),
+    ("queue.min_group=1", "queue.min_group: got 1; allowed: a whole number >= 2"),
     ("queue.max_resamples=-1", "queue.max_resamples: got -1; allowed: a whole number >= 0"),
     # true or false, choices
     ("queue.on_equal_rewards=drop", "queue.on_equal_rewards: got 'drop'; allowed: 'keep' or 'resample'"),
@@ -123,6 +126,14 @@ CONFLICTS = [
     (
         ["data.heldout=[]"],
         "override: data.heldout: got []; allowed: at least one shard when evaluation.prompts is > 0",
+    ),
+    (
+        ["queue.group_timeout_s=600"],
+        "override: queue.group_timeout_s: got 600; allowed: < queue.lease_s = 600",
+    ),
+    (
+        ["queue.group_timeout_s=9", "queue.on_straggler=accept", "queue.min_group=5"],
+        "override: queue.min_group: got 5; allowed: <= rollout.group_size = 4",
     ),
     (
         ["rollout.group_size=1", "learner.warmup_steps=31"],
@@ -268,8 +279,8 @@ def test_a_wrong_value_is_blamed_on_the_layer_that_set_it(smallest):
     assert message(smallest, ["learner.ranks=-1"], "bad").splitlines() == [
         f"DIR/methods/bad.yaml: run.seed: got -1; allowed: {SEED}",
         "FILE: run.steps: got 0; allowed: a whole number > 0",
-        "DIR/methods/bad.yaml: queue.groups: unknown key; "
-        "allowed: groups_per_step, demonstrations_per_step, max_staleness, on_stale, lease_s, max_regenerations, "
-        "on_equal_rewards, max_resamples",
+        "DIR/methods/bad.yaml: queue.groups: unknown key; did you mean 'min_group'? "
+        "allowed: groups_per_step, demonstrations_per_step, max_staleness, on_stale, lease_s, group_timeout_s, "
+        "on_straggler, min_group, max_reissues, max_regenerations, on_equal_rewards, max_resamples",
         "override: learner.ranks: got -1; allowed: a whole number > 0",
     ]

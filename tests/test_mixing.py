@@ -2,7 +2,7 @@
 
 from helpers_mixing import commit, lease_all, make_queue, names
 
-from uniapl.leases import Refused
+from uniapl.leases import NEW_WEIGHTS, STRAGGLER, Refused
 from uniapl.mixing import Committed
 
 # Admission
@@ -230,3 +230,42 @@ def test_staleness_is_measured_at_the_step_that_trains_on_the_group():
     late = queue.lease("a", 0.0)
     commit(queue, late, version=0)
     assert queue.next_batch() is None
+
+
+# Stragglers, and groups that new weights ended
+
+
+def test_a_straggler_is_sampled_again_with_another_attempt_up_to_the_bound_then_dropped_for_another_prompt():
+    queue = make_queue(groups=1, reissues=2)
+    for attempt in range(3):
+        lease = queue.lease("a", 0.0)
+        assert (lease.prompt.id, lease.attempt) == ("0", attempt)
+        assert queue.release(lease.id, STRAGGLER)
+        assert commit(queue, lease) == Refused("released")
+    assert queue.lease("a", 0.0).prompt.id == "1"
+    counters = queue.counters()
+    assert (counters["stragglers_reissued"], counters["dropped_straggler"], counters["released"]) == (2, 1, 3)
+
+
+def test_a_group_accepted_without_its_stragglers_is_counted():
+    queue = make_queue(groups=2)
+    commit(queue, queue.lease("a", 0.0), partial=True)
+    commit(queue, queue.lease("a", 0.0))
+    assert names(queue.next_batch())[0] == ["0", "1"]
+    assert queue.counters()["stragglers_accepted"] == 1
+
+
+def test_a_group_ended_for_new_weights_is_the_same_attempt_again_and_knows_how_often_it_was_ended():
+    queue = make_queue(groups=1)
+    for aborts in range(3):
+        lease = queue.lease("a", 0.0)
+        assert (lease.prompt.id, lease.attempt, lease.task.aborts) == ("0", 0, aborts)
+        queue.release(lease.id, NEW_WEIGHTS)
+    assert queue.counters()["aborted"] == 3
+
+
+def test_a_lease_given_back_for_any_other_reason_is_no_attempt():
+    queue = make_queue(groups=1)
+    lease = queue.lease("a", 0.0)
+    queue.release(lease.id, "engine restarted")
+    assert queue.lease("a", 0.0).task == lease.task

@@ -7,7 +7,7 @@ from helpers_mixing import commit, make_queue
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from uniapl.leases import Refused
+from uniapl.leases import NEW_WEIGHTS, STRAGGLER, Refused
 from uniapl.mixing import Committed
 
 ACTORS = st.sampled_from(["a", "b", "c"])
@@ -22,11 +22,12 @@ class MixingQueueMachine(RuleBasedStateMachine):
         staleness=st.integers(0, 3),
         regenerations=st.integers(0, 2),
         resamples=st.integers(0, 2),
+        reissues=st.integers(0, 2),
     )
-    def start(self, phases, staleness, regenerations, resamples):
+    def start(self, phases, staleness, regenerations, resamples, reissues):
         self.needs = lambda step: phases[step % len(phases)]
         self.options = {"needs": self.needs, "staleness": staleness}
-        self.options |= {"regenerations": regenerations, "resamples": resamples}
+        self.options |= {"regenerations": regenerations, "resamples": resamples, "reissues": reissues}
         self.queue = make_queue(**self.options, lease_s=10.0)
         self.now = 0.0
         self.given, self.ended = [], []  # leases
@@ -116,13 +117,18 @@ class MixingQueueMachine(RuleBasedStateMachine):
         changed = {k for k, v in self.queue.counters().items() if v != before[k]}
         assert changed <= {"refused", "expired", "open", "waiting"}
 
-    @rule(index=st.integers(0, 9))
-    def release(self, index):
+    @rule(index=st.integers(0, 9), reason=st.sampled_from(["", NEW_WEIGHTS, STRAGGLER]))
+    def release(self, index, reason):
         if not self.given:
             return
         lease = self.take(index)
         was_open = lease.id in self.queue._leases.open
-        assert self.queue.release(lease.id) == was_open
+        assert self.queue.release(lease.id, reason) == was_open
+        if was_open and reason == STRAGGLER:
+            thrown_away = self.thrown_away.setdefault(lease.sequence, {})
+            again = list(thrown_away.values()).count("reissued") < self.options["reissues"]
+            assert (lease.sequence in self.queue._waiting) == again
+            thrown_away[lease.attempt] = "reissued"
 
     @rule(actor=ACTORS)
     def drop_actor(self, actor):
@@ -174,6 +180,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
         assert c["leased"] == c["committed"] + c["expired"] + c["released"] + c["open"]
         thrown_away = c["dropped_stale"] + c["dropped_unscored"] + c["regenerated"] + c["resampled"]
         assert c["committed"] == c["consumed"] + c["ready"] + thrown_away
+        assert c["released"] >= c["aborted"] + c["stragglers_reissued"] + c["dropped_straggler"]
         assert min(v for v in c.values() if isinstance(v, int)) >= 0
 
     @invariant()
@@ -189,9 +196,11 @@ class MixingQueueMachine(RuleBasedStateMachine):
     def every_prompt_drawn_is_in_exactly_one_place(self):
         q = self.queue
         trained = [sequence for batch in self.batches for sequence in batch]
-        places = [*q._waiting, *q._ready, *(lease.sequence for lease in q._leases.open.values()), *trained]
+        ready = [group.task.sequence for group in q._ready]
+        places = [*q._waiting, *ready, *(lease.sequence for lease in q._leases.open.values()), *trained]
         assert len(places) == len(set(places))
-        assert len(places) + q.counters()["dropped_unscored"] == q.counters()["drawn"]
+        dropped = q.counters()["dropped_unscored"] + q.counters()["dropped_straggler"]
+        assert len(places) + dropped == q.counters()["drawn"]
         assert q.counters()["consumed"] == len(trained)
 
     @invariant()

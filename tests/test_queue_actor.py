@@ -1,5 +1,6 @@
 """The queue actor in a real Ray: long polls, exactly once, lost actors, stop, save and restore."""
 
+import asyncio
 import dataclasses
 import json
 import sys
@@ -10,7 +11,9 @@ import pytest
 import ray
 from helpers_mixing import Counting, prompt
 
-from actors.queue import GroupEntry, group_from_dict, has_equal_rewards, start_queue
+from actors.packed import PackedGroup, has_equal_rewards
+from actors.queue import group_from_dict, start_queue
+from actors.queue_client import QueueClient
 from uniapl.config import Config
 from uniapl.records import Group, Sample, Score, VersionSpan
 
@@ -25,7 +28,7 @@ for module in (helpers_mixing, sys.modules[__name__]):  # tests/ is not on the p
 def ray_here():
     started = not ray.is_initialized()
     if started:
-        ray.init(num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
+        ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=200 << 20)
     yield
     if started:
         ray.shutdown()
@@ -36,12 +39,22 @@ def make_queue():
     """Queue actors on counting sources, killed after the test."""
     queues = []
 
-    def make(groups=2, demonstrations=1, staleness=0, lease_s=600.0, preference=1.0, demonstration=1.0, resamples=0):
+    def make(
+        groups=2,
+        demonstrations=1,
+        staleness=0,
+        lease_s=600.0,
+        preference=1.0,
+        demonstration=1.0,
+        resamples=0,
+        actors=1,
+    ):
         config = Config.model_validate(
             {
                 "model": {"path": "unused"},
                 "data": {"train": ["unused"]},
                 "evaluation": {"prompts": 0},
+                "rollout": {"actors": actors},
                 "queue": {
                     "groups_per_step": groups,
                     "demonstrations_per_step": demonstrations,
@@ -70,13 +83,29 @@ def make_group(lease, version=0, unscored=None, rewards=(0.0, 1.0)):
 
 
 def lease_of(queue, actor="a", wait_s=LONG):
-    return ray.get(queue.lease.remote(actor, wait_s))
+    return lease_from(queue.lease.remote(actor, 1, wait_s))
+
+
+def lease_from(call, timeout=None):
+    """The lease that a call for one gave; None where it gave none."""
+    return next(iter(ray.get(call, timeout=timeout)), None)
 
 
 def commit_one(queue, actor="a", version=0):
     lease = lease_of(queue, actor)
-    assert ray.get(queue.commit.remote(lease.id, make_group(lease, version)))
+    assert taken(queue, make_group(lease, version))
     return lease
+
+
+def commit_of(queue, group, want=0):
+    """A call that commits one group."""
+    return queue.commit.remote([PackedGroup.of(group)], want)
+
+
+def taken(queue, group):
+    """Whether the queue took it."""
+    [accepted], _ = ray.get(commit_of(queue, group), timeout=SOON)
+    return accepted
 
 
 def still_waiting(call, seconds=0.3):
@@ -88,13 +117,13 @@ def produce(queue, actor):
     """Commit every group twice until the queue stops; how many commits were accepted and refused."""
     accepted = refused = 0
     while not ray.get(queue.stats.remote())["stopped"]:
-        lease = ray.get(queue.lease.remote(actor, 1.0))
+        lease = lease_from(queue.lease.remote(actor, 1, 1.0))
         if lease is None:
             continue
         version = ray.get(queue.stats.remote())["published"]
         group = make_group(lease, version)
-        for taken in ray.get([queue.commit.remote(lease.id, group) for _ in range(2)]):
-            accepted, refused = accepted + taken, refused + (not taken)
+        for [counts], _ in ray.get([commit_of(queue, group) for _ in range(2)]):
+            accepted, refused = accepted + counts, refused + (not counts)
     return accepted, refused
 
 
@@ -111,7 +140,7 @@ def test_concurrent_producers_feed_every_group_exactly_once(make_queue):
     for step in range(6):
         batch = ray.get(queue.next_batch.remote(LONG))
         assert batch.step == step
-        groups = ray.get([entry.ref for entry in batch.groups])
+        groups = [entry.group() for entry in batch.groups]
         assert [group.lease_id for group in groups] == [entry.lease_id for entry in batch.groups]
         assert [group.tokens for group in groups] == [entry.tokens for entry in batch.groups]
         assert all(step - entry.oldest_version <= 1 for entry in batch.groups)
@@ -134,10 +163,65 @@ def test_a_poll_for_a_lease_waits_for_room_and_gives_up_in_time(make_queue):
     started = time.monotonic()
     assert lease_of(queue, wait_s=0.3) is None
     assert 0.3 <= time.monotonic() - started < SOON
-    waiting = queue.lease.remote("a", LONG)
+    waiting = queue.lease.remote("a", 1, LONG)
     assert still_waiting(waiting)
     ray.get(queue.published.remote(1))
-    assert ray.get(waiting, timeout=SOON).prompt.id == "1"
+    assert lease_from(waiting, SOON).prompt.id == "1"
+
+
+def test_an_actor_gets_its_share_at_once_and_more_one_by_one(make_queue):
+    """However early it asks, the others still find theirs; however late they come, nothing lies idle."""
+    queue = make_queue(groups=8, actors=2)
+    counts = [len(ray.get(queue.lease.remote("a", 8, LONG))) for _ in range(2)]
+    counts += [len(ray.get(queue.lease.remote("b", 8, LONG)))]
+    assert counts == [4, 1, 3]
+
+
+def test_a_commit_brings_new_leases_but_never_those_that_others_wait_for(make_queue):
+    queue = make_queue(groups=2, staleness=1)
+    lease = lease_of(queue)
+    [counts], leases = ray.get(commit_of(queue, make_group(lease), want=2), timeout=SOON)
+    assert counts and [next_lease.actor for next_lease in leases] == ["a", "a"]
+    last = lease_of(queue)
+    waiting = queue.lease.remote("b", 1, LONG)
+    assert still_waiting(waiting)
+    bad = make_group(last, unscored="timeout")  # its prompt is leased again: to the one who waits
+    assert ray.get(commit_of(queue, bad, want=1), timeout=SOON) == ([True], [])
+    assert lease_from(waiting, SOON).prompt == last.prompt
+
+
+async def work(queue, loops, groups):
+    """One rollout actor's coroutines, which make `groups` groups through a client; what they committed."""
+    client = QueueClient(queue, "a")
+    committed = []
+
+    async def loop():
+        while len(committed) < groups:
+            lease = await client.lease()
+            if lease is not None:
+                assert await client.commit(make_group(lease))
+                committed.append(lease.id)
+
+    await asyncio.gather(*(loop() for _ in range(loops)))
+    await client.close()
+    return committed
+
+
+def test_a_client_leases_and_commits_for_many_coroutines_and_leaves_nothing_open(make_queue):
+    queue = make_queue(groups=20, staleness=1)
+    committed = asyncio.run(work(queue, loops=8, groups=25))
+    assert len(committed) == len(set(committed)) >= 25
+    stats = ray.get(queue.stats.remote())
+    assert (stats["committed"], stats["open"]) == (len(committed), 0)
+    assert stats["releases"] == ({"the rollout actor stopped": stats["released"]} if stats["released"] else {})
+
+
+def test_a_lost_queue_is_an_error_for_whoever_leases(make_queue):
+    queue = make_queue(groups=1)
+    lease_of(queue)
+    ray.kill(queue)
+    with pytest.raises(ray.exceptions.ActorDiedError):
+        asyncio.run(work(queue, loops=2, groups=1))
 
 
 def test_a_poll_for_a_batch_wakes_on_the_commit_that_fills_it(make_queue):
@@ -149,33 +233,33 @@ def test_a_poll_for_a_batch_wakes_on_the_commit_that_fills_it(make_queue):
     second = commit_one(queue, "b")
     batch = ray.get(waiting, timeout=SOON)
     assert [(type(e), e.lease_id, e.actor, e.tokens, e.generate_s, e.score_s) for e in batch.groups] == [
-        (GroupEntry, first.id, "a", 10, 0.5, 0.125),
-        (GroupEntry, second.id, "b", 10, 0.5, 0.125),
+        (PackedGroup, first.id, "a", 10, 0.5, 0.125),
+        (PackedGroup, second.id, "b", 10, 0.5, 0.125),
     ]
 
 
 def test_a_released_lease_wakes_whoever_waits_for_one(make_queue):
     queue = make_queue(groups=1)
     lease = lease_of(queue)
-    waiting = queue.lease.remote("b", LONG)
+    waiting = queue.lease.remote("b", 1, LONG)
     assert still_waiting(waiting)
     ray.get(queue.release.remote(lease.id, "engine restarted"))
-    assert ray.get(waiting, timeout=SOON).prompt == lease.prompt
+    assert lease_from(waiting, SOON).prompt == lease.prompt
     assert ray.get(queue.stats.remote())["releases"] == {"engine restarted": 1}
 
 
 def test_an_expired_lease_is_noticed_without_anybody_calling(make_queue):
     queue = make_queue(groups=1, lease_s=0.2)
     lease = lease_of(queue)
-    again = ray.get(queue.lease.remote("b", LONG), timeout=SOON)
+    again = lease_from(queue.lease.remote("b", 1, LONG), SOON)
     assert again.prompt == lease.prompt
-    assert ray.get(queue.commit.remote(lease.id, make_group(lease))) is False
+    assert taken(queue, make_group(lease)) is False
 
 
 def test_an_unscored_group_counts_as_taken_and_is_made_again(make_queue):
     queue = make_queue(groups=1)
     lease = lease_of(queue)
-    assert ray.get(queue.commit.remote(lease.id, make_group(lease, unscored="reward timed out"))) is True
+    assert taken(queue, make_group(lease, unscored="reward timed out")) is True
     again = lease_of(queue)
     assert (again.prompt, again.attempt) == (lease.prompt, 1)
     assert ray.get(queue.stats.remote())["unscored"] == {"reward timed out": 2}
@@ -184,7 +268,7 @@ def test_an_unscored_group_counts_as_taken_and_is_made_again(make_queue):
 def test_a_group_of_equal_rewards_is_kept_by_default(make_queue):
     queue = make_queue(groups=1)
     lease = lease_of(queue)
-    assert ray.get(queue.commit.remote(lease.id, make_group(lease, rewards=(1.0, 1.0)))) is True
+    assert taken(queue, make_group(lease, rewards=(1.0, 1.0))) is True
     assert len(ray.get(queue.next_batch.remote(LONG)).groups) == 1
     stats = ray.get(queue.stats.remote())
     assert (stats["resampled"], stats["kept_equal"]) == (0, 1)
@@ -194,11 +278,11 @@ def test_a_group_of_equal_rewards_is_made_again_up_to_the_bound_then_kept(make_q
     queue = make_queue(groups=1, resamples=1)
     waiting = queue.next_batch.remote(LONG)
     first = lease_of(queue)
-    assert ray.get(queue.commit.remote(first.id, make_group(first, rewards=(0.0, 0.0)))) is True
+    assert taken(queue, make_group(first, rewards=(0.0, 0.0))) is True
     assert still_waiting(waiting)
     second = lease_of(queue, "b")
     assert (second.prompt, second.attempt) == (first.prompt, 1)
-    ray.get(queue.commit.remote(second.id, make_group(second, rewards=(1.0, 1.0))))
+    taken(queue, make_group(second, rewards=(1.0, 1.0)))
     assert [entry.lease_id for entry in ray.get(waiting, timeout=SOON).groups] == [second.id]
     stats = ray.get(queue.stats.remote())
     assert (stats["resampled"], stats["kept_equal"]) == (1, 1)
@@ -220,8 +304,8 @@ def batches_of(queue, actors, newest_first):
             if leases:
                 lease = leases.pop(-1 if newest_first else 0)
                 group = make_group(lease, version=step, rewards=rewards_of(lease))
-                ray.get(queue.commit.remote(lease.id, group))
-        groups = ray.get([entry.ref for entry in ray.get(waiting).groups])
+                taken(queue, group)
+        groups = [entry.group() for entry in ray.get(waiting).groups]
         made.append([(g.prompt.id, [s.score.reward for s in g.samples]) for g in groups])
         ray.get(queue.published.remote(step + 1))
     return made
@@ -257,26 +341,26 @@ def test_dropping_over_stale_groups_wakes_whoever_waits_for_a_lease(make_queue):
     commit_one(queue)
     ray.get([queue.next_batch.remote(LONG), queue.published.remote(1)])
     stale = commit_one(queue, version=0)
-    waiting = queue.lease.remote("a", LONG)
+    waiting = queue.lease.remote("a", 1, LONG)
     assert still_waiting(waiting)
     batch = queue.next_batch.remote(LONG)
-    assert ray.get(waiting, timeout=SOON).prompt == stale.prompt
+    assert lease_from(waiting, SOON).prompt == stale.prompt
     assert still_waiting(batch, 0.1)
 
 
 def test_a_lost_actor_gives_up_its_leases_and_its_polls_but_may_come_back(make_queue):
     queue = make_queue(groups=1)
     lease = lease_of(queue, "lost")
-    its_poll = queue.lease.remote("lost", LONG)
-    others_poll = queue.lease.remote("other", LONG)
+    its_poll = queue.lease.remote("lost", 1, LONG)
+    others_poll = queue.lease.remote("other", 1, LONG)
     assert still_waiting(its_poll) and still_waiting(others_poll)
     assert ray.get(queue.drop_actor.remote("lost")) == 1
-    assert ray.get(its_poll, timeout=SOON) is None
-    assert ray.get(others_poll, timeout=SOON).prompt == lease.prompt
-    back = queue.lease.remote("lost", LONG)
+    assert ray.get(its_poll, timeout=SOON) == []
+    assert lease_from(others_poll, SOON).prompt == lease.prompt
+    back = queue.lease.remote("lost", 1, LONG)
     assert still_waiting(back)
     ray.get(queue.drop_actor.remote("other"))
-    assert ray.get(back, timeout=SOON).prompt == lease.prompt
+    assert lease_from(back, SOON).prompt == lease.prompt
 
 
 def test_ready_groups_outlive_the_actor_that_made_them(make_queue):
@@ -285,28 +369,28 @@ def test_ready_groups_outlive_the_actor_that_made_them(make_queue):
     lease_id = ray.get(producer.commit_one.remote(queue))
     ray.kill(producer)
     batch = ray.get(queue.next_batch.remote(LONG))
-    assert ray.get(batch.groups[0].ref, timeout=SOON).lease_id == lease_id
+    assert batch.groups[0].group().lease_id == lease_id
 
 
 def test_more_polls_than_a_ray_actor_takes_by_default_do_not_block_a_commit(make_queue):
     queue = make_queue(groups=1)
     lease = lease_of(queue)
-    polls = [queue.lease.remote(f"actor-{n}", LONG) for n in range(1200)]
-    assert ray.get(queue.commit.remote(lease.id, make_group(lease)), timeout=SOON)
+    polls = [queue.lease.remote(f"actor-{n}", 1, LONG) for n in range(1200)]
+    assert taken(queue, make_group(lease))
     ray.get([queue.next_batch.remote(LONG), queue.published.remote(1)])
     assert len(ray.wait(polls, num_returns=2, timeout=2.0)[0]) == 1  # there is room for one
     ray.get(queue.stop.remote())
-    assert sum(found is not None for found in ray.get(polls, timeout=SOON)) == 1
+    assert sum(len(found) for found in ray.get(polls, timeout=SOON)) == 1
 
 
 def test_stop_ends_every_poll_with_none(make_queue):
     queue = make_queue(groups=2)
     lease_of(queue), lease_of(queue)
-    polls = [queue.lease.remote("a", LONG), queue.lease.remote("b", LONG), queue.next_batch.remote(LONG)]
+    polls = [queue.lease.remote("a", 1, LONG), queue.lease.remote("b", 1, LONG), queue.next_batch.remote(LONG)]
     assert all(still_waiting(poll, 0.1) for poll in polls)
     ray.get(queue.stop.remote())
-    assert ray.get(polls, timeout=SOON) == [None, None, None]
-    assert ray.get(queue.lease.remote("a", LONG), timeout=SOON) is None
+    assert ray.get(polls, timeout=SOON) == [[], [], None]
+    assert ray.get(queue.lease.remote("a", 1, LONG), timeout=SOON) == []
 
 
 def test_a_saved_queue_continues_in_another_actor(make_queue):
@@ -319,8 +403,8 @@ def test_a_saved_queue_continues_in_another_actor(make_queue):
     ray.get(resumed.drop_actor.remote("a"))
     commit_one(resumed)
     batch = ray.get(resumed.next_batch.remote(LONG))
-    assert ray.get(batch.groups[0].ref) == make_group(ready)
-    assert ray.get(batch.groups[1].ref).prompt == lost.prompt
+    assert batch.groups[0].group() == make_group(ready)
+    assert batch.groups[1].group().prompt == lost.prompt
     assert [d.id for d in batch.demonstrations] == ["0"]
 
 
@@ -353,8 +437,8 @@ def test_a_hard_switch_leases_nothing_before_it_and_reads_no_demonstration_after
 
 def test_a_poll_for_a_lease_wakes_when_the_phase_with_rollouts_begins(make_queue):
     queue = make_queue(groups=1, preference={"kind": "switch", "value": 0, "end": 1, "steps": 1})
-    waiting = queue.lease.remote("a", LONG)
+    waiting = queue.lease.remote("a", 1, LONG)
     ray.get(queue.next_batch.remote(0.0))
     assert still_waiting(waiting)
     ray.get(queue.published.remote(1))
-    assert ray.get(waiting, timeout=SOON).prompt.id == "0"
+    assert lease_from(waiting, SOON).prompt.id == "0"

@@ -111,6 +111,12 @@ class QueueConfig(Section):
         "drop", description="older groups: sample the prompt again, or use them and rely on objective.surrogate"
     )
     lease_s: Seconds = 600.0
+    group_timeout_s: Seconds | None = Field(None, description="for sampling a group; null: as long as its lease")
+    on_straggler: Literal["accept", "reissue"] = Field(
+        "reissue", description="samples missing by then: use the group without them, or sample the prompt again"
+    )
+    min_group: Annotated[int, Field(ge=2)] = Field(2, description="samples that a group is accepted with")
+    max_reissues: NonNegative = Field(2, description="times a prompt is sampled again for stragglers; then dropped")
     max_regenerations: NonNegative = Field(2, description="times a prompt is sampled again that could not be scored")
     on_equal_rewards: Literal["keep", "resample"] = Field(
         "keep", description="groups without a preference: use them, or sample the prompt again"
@@ -201,6 +207,7 @@ def _conflicts(c: Config) -> list[str]:
         found.append("queue.demonstrations_per_step: got 0; allowed: > 0 when objective.demonstration.weight is > 0")
     if o.uses_rollouts and c.rollout.group_size == 1:
         found.append("rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group")
+    found += _straggler_conflicts(c)
     longest = c.data.max_prompt_tokens + c.rollout.max_tokens
     if longest > c.rollout.max_model_len:
         found.append(
@@ -223,6 +230,18 @@ def _conflicts(c: Config) -> list[str]:
         found.append(f"learner.warmup_steps: got {c.learner.warmup_steps}; allowed: <= run.steps = {c.run.steps}")
     if c.evaluation.prompts > 0 and not c.data.heldout:
         found.append("data.heldout: got []; allowed: at least one shard when evaluation.prompts is > 0")
+    return found
+
+
+def _straggler_conflicts(c: Config) -> list[str]:
+    q, size = c.queue, c.rollout.group_size
+    if q.group_timeout_s is None:
+        return []
+    found = []
+    if q.group_timeout_s >= q.lease_s:
+        found.append(f"queue.group_timeout_s: got {q.group_timeout_s:g}; allowed: < queue.lease_s = {q.lease_s:g}")
+    if q.on_straggler == "accept" and q.min_group > size:
+        found.append(f"queue.min_group: got {q.min_group}; allowed: <= rollout.group_size = {size}")
     return found
 
 

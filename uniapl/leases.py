@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Literal
+from typing import Any, Literal
 
 from uniapl.records import Prompt
 
 LEASE_COUNTERS = ("leased", "committed", "expired", "released")
 REMEMBERED_LEASES = 4096
+NEW_WEIGHTS = "ended for new weights"
+STRAGGLER = "samples missing at the deadline"
+"""What a lease is released with; any other reason is only counted under its name."""
+MAX_ABORTS = 2
+"""A group that new weights have ended this often is finished with them the next time."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,20 @@ class Task:
     """How many groups of this prompt were thrown away because samples could not be scored."""
     resamples: int = 0
     """How many were thrown away because all their rewards were equal."""
+    reissues: int = 0
+    """How many were given up because samples were missing at the group's deadline."""
+    aborts: int = 0
+    """How many were ended for new weights: sampled again with the same seed, since the weights differ."""
 
     @property
     def attempt(self) -> int:
         """Which group of this prompt it is, from 0; with `sequence` it makes the sampler's seed."""
-        return self.regenerations + self.resamples
+        return self.regenerations + self.resamples + self.reissues
+
+
+def task_from_dict(packed: dict[str, Any]) -> Task:
+    """The inverse of `dataclasses.asdict` on a task."""
+    return Task(**{**packed, "prompt": Prompt(**packed["prompt"])})
 
 
 @dataclass(frozen=True)
@@ -69,16 +83,20 @@ class Leases:
 
     def __init__(self, lease_s: float) -> None:
         self.lease_s = lease_s
-        self.open: dict[int, Lease] = {}  # by lease id, which is also the order of deadlines
+        # By lease id, which is also the order of deadlines. Ordered, since finding the first of a dict from whose
+        # front many were removed takes longer the more they were.
+        self.open: OrderedDict[int, Lease] = OrderedDict()
+        self.held: Counter[str] = Counter()  # open ones by actor
         self.next_id = 0
         self.counts: Counter[str] = Counter()
-        self._closed: dict[int, str] = {}
+        self._closed: OrderedDict[int, str] = OrderedDict()
 
     def give(self, task: Task, actor: str, now: float) -> Lease:
         """A new lease of `task` for `actor`."""
         lease = Lease(self.next_id, task, actor, now + self.lease_s)
         self.next_id += 1
         self.open[lease.id] = lease
+        self.held[actor] += 1
         self.counts["leased"] += 1
         return lease
 
@@ -86,9 +104,13 @@ class Leases:
         """End an open lease and count it; what it was for."""
         self._closed[lease_id] = how
         if len(self._closed) > REMEMBERED_LEASES:
-            del self._closed[next(iter(self._closed))]
+            self._closed.popitem(last=False)
         self.counts[how] += 1
-        return self.open.pop(lease_id).task
+        lease = self.open.pop(lease_id)
+        self.held[lease.actor] -= 1
+        if not self.held[lease.actor]:
+            del self.held[lease.actor]
+        return lease.task
 
     def overdue(self, now: float) -> list[int]:
         """Open leases whose deadline has passed."""
@@ -109,4 +131,5 @@ class Leases:
     def restart(self, next_id: int, counts: dict[str, int]) -> None:
         """Nothing is open any more; ids given before, here or in the saved run, are never given again."""
         self.next_id = max(self.next_id, next_id)
-        self.open, self._closed, self.counts = {}, {}, Counter(counts)
+        self.held.clear()
+        self.open, self._closed, self.counts = OrderedDict(), OrderedDict(), Counter(counts)

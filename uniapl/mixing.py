@@ -13,12 +13,14 @@ There is no clock here (`now`, in seconds, is passed in and never runs backward)
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from uniapl.leases import LEASE_COUNTERS, Lease, Leases, Refused, Task
+from uniapl.leases import LEASE_COUNTERS, NEW_WEIGHTS, STRAGGLER, Lease, Leases, Refused, Task, task_from_dict
+from uniapl.ready import ReadyGroup, ReadyGroups, pack_ready, unpack_ready
 from uniapl.records import Demonstration, Prompt
 
 T_co = TypeVar("T_co", covariant=True)
@@ -32,6 +34,10 @@ GROUP_COUNTERS = (
     "resampled",
     "kept_equal",
     "stale_used",
+    "aborted",
+    "stragglers_accepted",
+    "stragglers_reissued",
+    "dropped_straggler",
 )
 REMEMBERED_REASONS = 64
 
@@ -44,18 +50,6 @@ class Source(Protocol[T_co]):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class ReadyGroup:
-    """A committed group; `handle` is the caller's, never looked into."""
-
-    task: Task
-    lease_id: int
-    handle: Any
-    oldest_version: int
-    tokens: int
-    actor: str
 
 
 @dataclass(frozen=True)
@@ -95,6 +89,8 @@ class MixingQueue:
         max_regenerations: how often a prompt is leased again because samples were unscored.
         max_resamples: how often a prompt is leased again because all rewards of its group were equal
             (dynamic sampling, DAPO); then the group is kept. 0 keeps every such group.
+        max_reissues: how often a prompt is leased again because samples were missing at the deadline of
+            its group; then it is dropped.
         drop_stale: lease the prompts of older groups again; without, such groups are used and counted.
 
     Raises:
@@ -112,6 +108,7 @@ class MixingQueue:
         lease_s: float,
         max_regenerations: int,
         max_resamples: int,
+        max_reissues: int = 0,
         drop_stale: bool = True,
     ) -> None:
         self._prompts = prompts
@@ -120,13 +117,14 @@ class MixingQueue:
         self.max_staleness = max_staleness
         self.max_regenerations = max_regenerations
         self.max_resamples = max_resamples
+        self.max_reissues = max_reissues
         self.drop_stale = drop_stale
         self._leases = Leases(lease_s)
         self._next_sequence = 0
         self._step = 0
         self._published = 0
         self._waiting: dict[int, Task] = {}  # by sequence: to be leased again
-        self._ready: dict[int, ReadyGroup] = {}  # by sequence
+        self._ready = ReadyGroups()
         self._taken: list[_Taken] = []
         self._counts: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
@@ -142,6 +140,18 @@ class MixingQueue:
         """
         ahead = range(self._step, self._published + self.max_staleness + 1)
         return max(0, sum(self._needs(step)[0] for step in ahead) - len(self._leases.open) - len(self._ready))
+
+    def share(self, actor: str, actors: int) -> int:
+        """How many leases `actor` may take at once: what is missing to its part of all that may be open, or one."""
+        held = self._leases.held
+        part = math.ceil((len(self._leases.open) + self.admissible) / max(actors, len(held)))
+        return max(1, part - held[actor])
+
+    @property
+    def fillable(self) -> bool:
+        """Whether `next_batch` has something to do: a batch to make, or groups that are too old to drop."""
+        old = self.drop_stale and self._ready.any_older(self._oldest_fresh)
+        return old or len(self._ready) >= self._needs(self._step)[0]
 
     def lease(self, actor: str, now: float) -> Lease | None:
         """The next prompt for `actor`, those to be leased again first; None when admission forbids."""
@@ -163,6 +173,7 @@ class MixingQueue:
         actor: str,
         prompt_id: str,
         now: float,
+        partial: bool = False,
     ) -> Committed | Refused:
         """Take the group made under a lease, once.
 
@@ -172,6 +183,7 @@ class MixingQueue:
             equal_rewards: all samples have the same reward; not looked at when any is unscored.
             actor, prompt_id: must be the lease's; after a restart of the queue a lease id may come
                 from another life.
+            partial: samples that were missing at the deadline are left out; only counted.
         """
         self.expire(now)
         refusal = self._refusal(lease_id, actor, prompt_id, oldest_version)
@@ -179,19 +191,33 @@ class MixingQueue:
             self._refused[refusal.reason] += 1
             return refusal
         task = self._leases.close(lease_id, "committed")
+        self._counts["stragglers_accepted"] += partial
         if unscored:
             return self._throw_away(task, unscored)
         if equal_rewards and task.resamples < self.max_resamples:
             return self._again(dataclasses.replace(task, resamples=task.resamples + 1), "resampled")
         self._counts["kept_equal"] += equal_rewards
-        self._ready[task.sequence] = ReadyGroup(task, lease_id, handle, oldest_version, tokens, actor)
+        self._ready.add(ReadyGroup(task, lease_id, handle, oldest_version, tokens, actor))
         return Committed("ready")
 
-    def release(self, lease_id: int) -> bool:
-        """Give an open lease back, so that its prompt is leased again; False when it was not open."""
+    def release(self, lease_id: int, reason: str = "") -> bool:
+        """Give an open lease back, so that its prompt is leased again; False when it was not open.
+
+        A prompt released as a `STRAGGLER` more than `max_reissues` times is dropped instead.
+        """
         if lease_id not in self._leases.open:
             return False
-        self._return(lease_id, "released")
+        task = self._leases.close(lease_id, "released")
+        if reason == STRAGGLER and task.reissues >= self.max_reissues:
+            self._counts["dropped_straggler"] += 1
+            return True
+        if reason == STRAGGLER:
+            self._counts["stragglers_reissued"] += 1
+            task = dataclasses.replace(task, reissues=task.reissues + 1)
+        elif reason == NEW_WEIGHTS:
+            self._counts["aborted"] += 1
+            task = dataclasses.replace(task, aborts=task.aborts + 1)
+        self._waiting[task.sequence] = task
         return True
 
     def drop_actor(self, actor: str) -> int:
@@ -218,13 +244,12 @@ class MixingQueue:
             ValueError: the batch would be empty, or needs a source that is None.
         """
         wanted, demonstrations = self._wanted(self._step)
-        if self.drop_stale:
-            self._drop_stale()
+        self._drop_stale()
         if len(self._ready) < wanted:
             return None
         cursor = self._demonstrations.state_dict() if self._demonstrations else None
-        groups = [self._ready.pop(sequence) for sequence in sorted(self._ready)[:wanted]]
-        self._counts["stale_used"] += sum(map(self._is_stale, groups))
+        groups = self._ready.take(wanted)
+        self._counts["stale_used"] += sum(group.oldest_version < self._oldest_fresh for group in groups)
         plan = BatchPlan(self._step, groups, self._draw_demonstrations(demonstrations))
         self._step += 1
         self._taken.append(_Taken(plan, cursor))
@@ -247,7 +272,9 @@ class MixingQueue:
 
         leased = committed + expired + released + open;
         committed = consumed + ready + dropped_stale + dropped_unscored + regenerated + resampled;
-        kept_equal: groups of equal rewards that became ready; stale_used: consumed groups beyond max_staleness.
+        released holds aborted, stragglers_reissued and dropped_straggler;
+        kept_equal: groups of equal rewards that became ready; stale_used: consumed groups beyond max_staleness;
+        stragglers_accepted: committed groups without the samples that were missing at the deadline.
         """
         return {
             **{name: self._leases.counts[name] for name in LEASE_COUNTERS},
@@ -279,7 +306,7 @@ class MixingQueue:
             raise ValueError(f"version {version} saved; allowed: {self._published} to {self._step}")
         undone = [taken for taken in self._taken if taken.plan.step >= version]
         again = [group for taken in undone for group in taken.plan.groups]
-        ready = sorted([*self._ready.values(), *again], key=lambda group: group.task.sequence)
+        ready = sorted([*self._ready, *again], key=lambda group: group.task.sequence)
         leased = [lease.task for lease in self._leases.open.values()]
         waiting = sorted([*self._waiting.values(), *leased], key=lambda task: task.sequence)
         lease_counts, counts = Counter(self._leases.counts), Counter(self._counts)
@@ -292,7 +319,7 @@ class MixingQueue:
             "lease_counts": dict(lease_counts),
             "next_sequence": self._next_sequence,
             "waiting": [dataclasses.asdict(task) for task in waiting],
-            "ready": [_packed(group, pack) for group in ready],
+            "ready": [pack_ready(group, pack) for group in ready],
             "prompts": self._prompts.state_dict() if self._prompts else None,
             "demonstrations": undone[0].cursor if undone else cursor,
             "counts": dict(counts),
@@ -308,8 +335,8 @@ class MixingQueue:
         self._step = self._published = state["version"]
         self._leases.restart(state["next_lease"], state["lease_counts"])
         self._next_sequence = state["next_sequence"]
-        self._waiting = {entry["sequence"]: _task(entry) for entry in state["waiting"]}
-        self._ready = {entry["task"]["sequence"]: _unpacked(entry, unpack) for entry in state["ready"]}
+        self._waiting = {entry["sequence"]: task_from_dict(entry) for entry in state["waiting"]}
+        self._ready = ReadyGroups([unpack_ready(entry, unpack) for entry in state["ready"]])
         self._taken = []
         self._counts = Counter(state["counts"])
         self._refused, self._unscored = Counter(state["refused"]), Counter(state["unscored"])
@@ -365,25 +392,13 @@ class MixingQueue:
             return Committed("dropped_unscored")
         return self._again(dataclasses.replace(task, regenerations=task.regenerations + 1), "regenerated")
 
-    def _is_stale(self, group: ReadyGroup) -> bool:
-        return self._step - group.oldest_version > self.max_staleness
+    @property
+    def _oldest_fresh(self) -> int:
+        """The oldest version that may have sampled a token of the next batch."""
+        return self._step - self.max_staleness
 
     def _drop_stale(self) -> None:
-        stale = [group for group in self._ready.values() if self._is_stale(group)]
+        stale = self._ready.take_older(self._oldest_fresh) if self.drop_stale else []
         for group in stale:
-            del self._ready[group.task.sequence]
             self._waiting[group.task.sequence] = group.task
         self._counts["dropped_stale"] += len(stale)
-
-
-def _packed(group: ReadyGroup, pack: Callable[[Any], Any]) -> dict[str, Any]:
-    fields = {f.name: getattr(group, f.name) for f in dataclasses.fields(group)}
-    return {**fields, "task": dataclasses.asdict(group.task), "handle": pack(group.handle)}
-
-
-def _unpacked(entry: dict[str, Any], unpack: Callable[[Any], Any]) -> ReadyGroup:
-    return ReadyGroup(**{**entry, "task": _task(entry["task"]), "handle": unpack(entry["handle"])})
-
-
-def _task(entry: dict[str, Any]) -> Task:
-    return Task(**{**entry, "prompt": Prompt(**entry["prompt"])})
