@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from actors.lifeline import end_with_parent
 from uniapl.transfer import TransferError, join_group, join_store, receive_bucket
 
 BACKEND = "gloo"
@@ -108,3 +109,4 @@ def register() -> None:
 
 
 register()
+end_with_parent()
