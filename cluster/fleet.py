@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from actors.rollout import RolloutActor
 from cluster.placement import rollout_options, room
@@ -116,8 +116,9 @@ class Fleet:
         else:
             if engine.up:
                 self.lose(engine, "stopped producing before the run was over")
-            self._any_came_up = engine.up = True
-            engine.watched = None
+            else:
+                self._any_came_up = engine.up = True
+                engine.watched = None
 
     def admit(self, reward: Any = None) -> None:
         """Make members of those that are up, now that they hold the learner's weights.
@@ -127,11 +128,13 @@ class Fleet:
         """
         self._reward = reward or self._reward
         newcomers = [engine for engine in self.up if not engine.member]
+        # A last request for a lease may have come from the one before of the same name after it was lost.
+        ray.get([self._queue.drop_actor.remote(e.name) for e in newcomers], timeout=ANSWER_S)
         calls = {e.handle.attach.remote(self._queue, self._reward): e for e in newcomers}
         for call, engine in calls.items():
             try:
                 ray.get(call, timeout=ANSWER_S)
-            except (RayError, GetTimeoutError) as error:
+            except RayError as error:  # GetTimeoutError among them
                 self.lose(engine, one_line(error))
                 continue
             engine.member = True

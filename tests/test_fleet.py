@@ -14,20 +14,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import helpers_lifeline
 import helpers_mixing
 import psutil
 import pytest
 import ray
 from helpers_mixing import Counting, prompt
 
-from actors.lifeline import end_with_parent
 from actors.queue import start_queue
 from cluster import fleet as fleet_module
 from cluster import placement
 from cluster.fleet import SETTLE_S, Fleet, one_line
+from cluster.system import System
 from uniapl.config import Config
+from uniapl.records import Group, Prompt
 from uniapl.runlog import RunError
 
 for module in (helpers_mixing, sys.modules[__name__]):  # tests/ is not on the path of Ray's workers
@@ -59,6 +62,11 @@ class Simulated:
 
     async def die(self) -> None:
         os._exit(1)
+
+    async def evaluate(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
+        if self.name == "rollout-1":
+            os._exit(1)
+        return [Group(-1, prompt, [], self.name) for prompt in prompts]
 
     async def shutdown(self) -> None:
         pass
@@ -137,6 +145,17 @@ class TestFleet:
         fleet.admit()
         until(fleet, lambda: ray.get(queue.stats.remote())["open"] == 2)
 
+    def test_prompts_of_an_engine_that_is_lost_in_evaluation_are_done_by_the_others(self, make_fleet: Any) -> None:
+        fleet, notes = make_fleet(actors=3)
+        until(fleet, lambda: fleet.enough)
+        fleet.admit("reward")
+        prompts = [prompt(str(i)) for i in range(8)]
+        groups = System.evaluate(SimpleNamespace(config=fleet._config, fleet=fleet), prompts, 1, 0.0)
+        assert [group.prompt.id for group in groups] == [p.id for p in prompts]
+        assert {group.actor for group in groups} == {"rollout-0", "rollout-2"}
+        assert len(notes) == 1
+        assert notes[0].startswith("lost rollout-1: evaluation: ")
+
     def test_restarts_are_bounded_and_the_end_is_one_line(self, make_fleet: Any, tmp_path: Path) -> None:
         fleet, notes = make_fleet(actors=2, min_actors=1, max_restarts=1)
         until(fleet, lambda: len(fleet.up) == 2)
@@ -184,21 +203,10 @@ def test_errors_are_told_in_one_line() -> None:
     assert one_line(TimeoutError()) == "TimeoutError"
 
 
-def _engine(pids: Any) -> None:
-    end_with_parent()
-    pids.put(os.getpid())
-    time.sleep(60)
-
-
-def _actor(pids: Any) -> None:
-    multiprocessing.get_context("spawn").Process(target=_engine, args=(pids,)).start()
-    time.sleep(60)
-
-
 def test_an_engine_process_ends_with_the_killed_process_that_started_it() -> None:
     spawn = multiprocessing.get_context("spawn")
     pids = spawn.Queue()
-    actor = spawn.Process(target=_actor, args=(pids,))
+    actor = spawn.Process(target=helpers_lifeline.actor, args=(pids,))
     actor.start()
     engine = psutil.Process(pids.get(timeout=60))
     os.kill(actor.pid, signal.SIGKILL)
