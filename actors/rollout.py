@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from typing import Any
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 import xxhash
 
@@ -14,6 +15,13 @@ from uniapl.records import Group, Prompt, Sample, VersionSpan
 from uniapl.rewards.types import ScoreRequest
 
 LEASE_WAIT_S = 5.0
+ALIVE_CHECK_S = 0.2
+
+T = TypeVar("T")
+
+
+class EngineDiedError(RuntimeError):
+    """vLLM's engine process is gone."""
 
 
 class RolloutActor:
@@ -34,6 +42,7 @@ class RolloutActor:
         self._engine: Any = None
         self._stopping = False
         self._requests = 0
+        self._updating = False
 
     async def start(self) -> float:
         """Load the engine; returns the seconds it took."""
@@ -139,35 +148,74 @@ class RolloutActor:
 
         return list(await asyncio.gather(*(one(i, p) for i, p in enumerate(prompts))))
 
-    # The four calls of vLLM's weight-sync protocol, driven by the learner's rank 0.
+    # The calls of vLLM's weight-sync protocol and `resume`, driven by the learner's rank 0 (learner/engine_client.py).
 
-    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> None:
+    async def init_weight_transfer_engine(self, init_info: dict[str, Any]) -> str:
+        """Join the weight group.
+
+        Returns:
+            nothing, or why it was not formed through no fault of this engine.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferInitRequest
 
-        await self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info=init_info))
+        return await self._transfer(self._engine.init_weight_transfer_engine(WeightTransferInitRequest(init_info)))
 
     async def start_weight_update(self) -> None:
         """Hold back what is running, as `rollout.update_mode` says, and open the update."""
-        await self._engine.pause_generation(mode=self._config.rollout.update_mode, clear_cache=False)
-        await self._engine.start_weight_update()
+        await self._alive(self._engine.pause_generation(mode=self._config.rollout.update_mode, clear_cache=False))
+        if self._updating:  # what was begun before ended with the loss of another engine
+            await self._alive(self._engine.collective_rpc("abort_weight_update"))
+        self._updating = True
+        await self._alive(self._engine.start_weight_update())
 
-    async def update_weights(self, update_info: dict[str, Any]) -> None:
+    async def update_weights(self, update_info: dict[str, Any]) -> str:
+        """Receive the weights.
+
+        Returns:
+            nothing, or why they did not come through no fault of this engine, which then waits for another update.
+        """
         from vllm.distributed.weight_transfer.base import WeightTransferUpdateRequest
 
-        await self._engine.update_weights(WeightTransferUpdateRequest(update_info=update_info))
+        return await self._transfer(self._engine.update_weights(WeightTransferUpdateRequest(update_info)))
 
     async def finish_weight_update(self, version: int) -> tuple[int, str]:
-        """Load what was received, forget what was computed with older weights, and go on.
+        """Load what was received and forget what was computed with older weights.
 
         Returns:
             the version now held and the checksum of the bytes received.
         """
-        await self._engine.finish_weight_update(str(version))
-        await self._engine.reset_prefix_cache(reset_running_requests=True)
-        digests = await self._engine.collective_rpc("received_digest")
-        held = int(await self._engine.get_weight_version())
-        await self._engine.resume_generation()
-        return held, digests[0]
+        await self._alive(self._engine.finish_weight_update(str(version)))
+        self._updating = False
+        await self._alive(self._engine.reset_prefix_cache(reset_running_requests=True))
+        digests = await self._alive(self._engine.collective_rpc("received_digest"))
+        return int(await self._alive(self._engine.get_weight_version())), digests[0]
+
+    async def resume(self) -> None:
+        """Go on generating, with the weights that the learner has found to be right."""
+        await self._alive(self._engine.resume_generation())
+
+    async def _transfer(self, call: Coroutine[Any, Any, None]) -> str:
+        """What interrupted a collective call; an error of the engine's own is raised."""
+        try:
+            await self._alive(call)
+        except EngineDiedError:
+            raise
+        except Exception:
+            reasons = await self._alive(self._engine.collective_rpc("interruption"))
+            if not any(reasons):
+                raise
+            return next(reason for reason in reasons if reason)
+        return ""
+
+    async def _alive(self, call: Coroutine[Any, Any, T]) -> T:
+        """The result of a call to the engine; vLLM leaves such a call without an answer when its process dies."""
+        task = asyncio.ensure_future(call)
+        while not task.done():
+            await asyncio.wait([task], timeout=ALIVE_CHECK_S)
+            if not task.done() and self._engine.errored:
+                task.cancel()
+                raise EngineDiedError(f"{self._name}: the engine's process died")
+        return task.result()
 
 
 def _sample(completion: Any) -> Sample:

@@ -6,12 +6,12 @@ vLLM's workers import this module through `worker_extension_cls`, which register
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import xxhash
+from torch import nn
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -20,7 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from actors.lifeline import end_with_parent
-from uniapl.transfer import TransferError, join_group, join_store, receive_bucket
+from uniapl.transfer import Deadline, Layout, TransferError, TransferInterruptedError, join_group, receive
 
 BACKEND = "gloo"
 
@@ -38,13 +38,17 @@ class GlooInitInfo(WeightTransferInitInfo):
 
 @dataclass
 class GlooUpdateInfo(WeightTransferUpdateInfo):
-    """What is about to be broadcast: parameters in order, cut into buckets at `bounds`."""
+    """What is about to be broadcast; see `uniapl.transfer.Layout`."""
 
     names: list[str]
     dtype_names: list[str]
     shapes: list[list[int]]
     bounds: list[int]
-    """[buckets + 1]: bucket b holds the parameters bounds[b] .. bounds[b + 1]."""
+    timeout_s: float
+    """For all of it."""
+
+    def layout(self) -> Layout:
+        return Layout(self.names, [getattr(torch, name) for name in self.dtype_names], self.shapes, self.bounds)
 
 
 class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo]):
@@ -56,11 +60,19 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     digest: str = ""
     """Of all buckets of the last update, to be compared with the sender's."""
 
+    interruption: str = ""
+    """Why the last call ended early through no fault of this engine; else empty."""
+
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         i = init_info
-        store = join_store(i.master_address, i.master_port, i.timeout_s)
+        self.group, self.interruption = None, ""
         rank = i.rank_offset + self.parallel_config.rank
-        self.group = join_group(store, rank, i.world_size, i.timeout_s)
+        try:
+            deadline = Deadline.after(i.timeout_s)
+            self.group = join_group(i.master_address, i.master_port, rank, i.world_size, deadline)
+        except TransferInterruptedError as error:
+            self.interruption = str(error)
+            raise
 
     def start_weight_update(self) -> None:
         from vllm.model_executor.model_loader.reload import initialize_layerwise_reload
@@ -79,27 +91,58 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         if self.group is None:
             raise TransferError("weights were sent before the engine joined the group")
-        group, u, digest = self.group, update_info, xxhash.xxh3_64()
-        dtypes = [getattr(torch, name) for name in u.dtype_names]
-        self.model.load_weights(
-            tensor
-            for a, b in pairwise(u.bounds)
-            for tensor in receive_bucket(group, u.names[a:b], dtypes[a:b], u.shapes[a:b], digest)
-        )
+        u, digest = update_info, xxhash.xxh3_64()
+        self.interruption = ""
+        try:
+            self.model.load_weights(receive(self.group, u.layout(), Deadline.after(u.timeout_s), digest))
+        except BaseException as error:
+            # Closing the connections lets the learner and the other engines go, which may wait for this one.
+            self.group = None
+            self.interruption = str(error) if isinstance(error, TransferInterruptedError) else ""
+            raise
         self.digest = digest.hexdigest()
 
     def shutdown(self) -> None:
         self.group = None
 
 
+def abort_layerwise_reload(model: nn.Module, model_config: Any) -> None:
+    """Undo vLLM's `initialize_layerwise_reload` on every layer that has not got all of its weights.
+
+    The layers then hold old or new weights, each as a whole: the model must not be used before the next update is
+    finished. vLLM knows no such call: a next `initialize_layerwise_reload` would pass over these layers, count twice
+    what had come for them, and load them half.
+    """
+    from vllm.model_executor.model_loader.reload import finalize_layerwise_reload
+    from vllm.model_executor.model_loader.reload.layerwise import _place_kernel_tensors, get_layerwise_info
+
+    for layer in model.modules():
+        info = get_layerwise_info(layer)
+        if info.can_load():
+            _place_kernel_tensors(layer, info)
+            info.reset()
+    finalize_layerwise_reload(model, model_config)
+
+
 class WorkerExtension:
     """Methods that vLLM adds to its workers, for `collective_rpc`."""
 
     weight_transfer_engine: Any
+    _weight_update_active: bool
 
     def received_digest(self) -> str:
         """Checksum over the last update's buckets; empty where the backend has none (nccl)."""
         return getattr(self.weight_transfer_engine, "digest", "")
+
+    def interruption(self) -> str:
+        """Why the last weight transfer ended early through no fault of this engine; else empty."""
+        return getattr(self.weight_transfer_engine, "interruption", "")
+
+    def abort_weight_update(self) -> None:
+        """Close an update that was begun and not finished."""
+        engine = self.weight_transfer_engine
+        abort_layerwise_reload(engine.model, engine.model_config)
+        self._weight_update_active = False
 
 
 def register() -> None:

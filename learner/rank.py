@@ -14,6 +14,7 @@ from learner.device import local_device, set_threads
 from learner.passes import plan_micro_batches
 from learner.step import train_step
 from learner.weight_sender import WeightSender
+from learner.weight_source import ZeroSource
 from learner.worker import Scores
 from learner.zero import build_engine, build_reference, join_ranks
 from uniapl.broadcast_result import Sent
@@ -51,9 +52,8 @@ class Rank:
             frozen = load_policy(c.objective.kl.reference or c.model.path, attention=self._device.attention)
             self._reference = build_reference(frozen, c.learner, ranks)
         self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
-        self._sender = WeightSender(
-            self._engine.module, DTYPES[c.rollout.dtype], self._device, self._rank, c.cluster.broadcast_timeout_s
-        )
+        source = ZeroSource(self._engine.module, DTYPES[c.rollout.dtype])
+        self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s)
 
     def step(
         self, number: int, groups: list[Any], demonstrations: list[Demonstration], weights: dict[str, float]
