@@ -44,7 +44,7 @@ def train(config: Config, resume: bool = False) -> Path:
     try:
         with LiveTable(config.run.steps) as live:
             live.phase("starting Ray")
-            with ray_session(config) as gpu, System(config, gpu) as system:
+            with ray_session(config) as gpu, System(config, gpu, live.note) as system:
                 live.phase("loading engines, learner and reward service")
                 system.start()
                 controllers = Controllers(config.objective)
@@ -93,11 +93,13 @@ def one_step(system: System, controllers: Controllers, folder: Path, step: int) 
     controllers.update(step, metrics)
     metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in taken.groups])
     metrics |= {"time/train": trained - ready, "time/broadcast": published - trained}
-    if metrics["time/generate"] > 0:
-        metrics["tokens/generated_per_s"] = metrics["tokens/generated"] / metrics["time/generate"]
     metrics |= _queue_metrics(system.stats())
     run_folder.save_batch(folder, batch)
     metrics["time/step"] = time.monotonic() - began
+    # Ahead of the learner, engines generate all the time, and little of it is waited for.
+    generating = metrics["time/step" if system.config.queue.max_staleness else "time/generate"]
+    if generating > 0 and "tokens/generated" in metrics:
+        metrics["tokens/generated_per_s"] = metrics["tokens/generated"] / generating
     spent = sum(metrics[f"time/{part}"] for part in ("generate", "score", "wait", "train", "broadcast"))
     metrics["time/other"] = metrics["time/step"] - spent
     return metrics

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import ray
+
 from actors import engine
 from learner import device
 from uniapl.config import Config
@@ -18,9 +20,8 @@ OTHER_CPUS = 2
 
 def logical_cpus(config: Config) -> int:
     """How many CPUs a Ray of its own must declare for this run to fit."""
-    return (
-        config.rollout.actors * ENGINE_CPUS + config.learner.ranks * RANK_CPUS + OTHER_CPUS + config.reward.max_replicas
-    )
+    engines, ranks = config.rollout.most * ENGINE_CPUS, config.learner.ranks * RANK_CPUS
+    return engines + ranks + OTHER_CPUS + config.reward.max_replicas
 
 
 def rollout_options(config: Config, gpu: bool) -> dict[str, Any]:
@@ -31,6 +32,13 @@ def rollout_options(config: Config, gpu: bool) -> dict[str, Any]:
         "max_concurrency": config.rollout.groups_in_flight + 16,
         "runtime_env": {"env_vars": engine.environment(config, gpu)},
     }
+
+
+def room(config: Config, gpu: bool) -> int:
+    """How many more rollout actors the cluster has the resources for, as far as Ray knows by now."""
+    free = ray.available_resources()
+    fit = free.get("CPU", 0) // ENGINE_CPUS
+    return int(min(fit, free.get("GPU", 0) // config.rollout.tensor_parallel) if gpu else fit)
 
 
 def learner_options(gpu: bool) -> dict[str, Any]:

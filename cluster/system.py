@@ -2,39 +2,47 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+from ray.exceptions import RayError
 
 from actors.packed import PackedBatch
 from actors.queue import start_queue
 from actors.reward_service import start_reward_service, stop_reward_service
-from actors.rollout import RolloutActor
-from cluster.placement import learner_options, rollout_options
+from cluster.fleet import Engine, Fleet, one_line
+from cluster.placement import learner_options
 from learner.group import LearnerGroup
+from uniapl.broadcast_result import Sent
 from uniapl.config import Config
 from uniapl.records import Group, Prompt
 
 SHUTDOWN_S = 30.0
+POLL_S = 1.0
+"""How often the fleet is looked at while something else is waited for; an engine's end is noticed at once."""
 
 
 class System:
-    """Queue, learner, and, where rollouts or evaluation need them, engines and the reward service."""
+    """Queue, learner, and, where rollouts or evaluation need them, engines and the reward service.
 
-    def __init__(self, config: Config, gpu: bool) -> None:
+    Args:
+        config: of the run.
+        gpu: whether there are GPUs.
+        note: called with a line for the user when an engine is lost.
+    """
+
+    def __init__(self, config: Config, gpu: bool, note: Callable[[str], None]) -> None:
         self.config = config
-        self.engines: list[Any] = []
-        self._production: list[Any] = []
+        self._version = 0
         self._serving = False
+        self._connected: list[Engine] = []
+        self._cut: set[Engine] = set()
         self.queue = start_queue(config)
         self.learner = LearnerGroup(config, learner_options(gpu))
-        if config.needs_engine:
-            actor = ray.remote(RolloutActor)
-            self.engines = [
-                actor.options(**rollout_options(config, gpu)).remote(f"rollout-{i}", config, gpu)
-                for i in range(config.rollout.actors)
-            ]
+        self.fleet = Fleet(config, gpu, self.queue, note)
 
     def __enter__(self) -> System:
         return self
@@ -42,75 +50,133 @@ class System:
     def __exit__(self, *_: object) -> None:
         self.shutdown()
 
-    def start(self) -> dict[str, float]:
-        """Load everything at once; returns the seconds that each engine took.
+    @property
+    def engines(self) -> dict[str, Any]:
+        """The members of the fleet by name."""
+        return {engine.name: engine.handle for engine in self.fleet.members}
+
+    def start(self) -> None:
+        """Load everything at once; done when the learner and `rollout.min_actors` engines are up.
 
         Raises:
-            TimeoutError: something is not up within `cluster.start_timeout_s`.
+            TimeoutError, RunError: something is not up within `cluster.start_timeout_s`.
         """
-        timeout = self.config.cluster.start_timeout_s
-        engines = [engine.start.remote() for engine in self.engines]
+        self.fleet.start()
         with ThreadPoolExecutor(1) as beside:
-            reward = beside.submit(self._start_reward) if self.engines else None
-            ranks = self.learner.start()
-            self._wait(ranks + engines, timeout)
+            reward = beside.submit(self._start_reward) if self.config.needs_engine else None
+            self._wait(self.learner.start())
+            while not self.fleet.enough:  # within the fleet's own limit
+                self.fleet.wait([], POLL_S)
+                self.fleet.poll()
             handle = reward.result() if reward else None
-        if self.engines:
-            ray.get([engine.attach.remote(self.queue, handle) for engine in self.engines])
-            self.learner.connect(self.engines)
-        return {f"rollout-{i}": seconds for i, seconds in enumerate(ray.get(engines))}
+        self._connect()
+        self.fleet.admit(handle)  # the first weights come with the check of the round trip
 
     def _start_reward(self) -> Any:
         self._serving = True
         return start_reward_service(self.config)
 
-    def _wait(self, calls: list[Any], timeout: float) -> None:
+    def _wait(self, calls: list[Any]) -> None:
         """All of `calls` done, or the first error of any."""
-        pending = calls
+        pending, limit = calls, self.config.cluster.start_timeout_s
         while pending:
-            done, pending = ray.wait(pending, timeout=timeout)
+            done, pending = ray.wait(pending, timeout=limit)
             if not done:
-                raise TimeoutError(f"{len(pending)} of {len(calls)} processes were not up within {timeout:g} s")
+                raise TimeoutError(f"{len(pending)} of {len(calls)} learner ranks were not up within {limit:g} s")
             ray.get(done)
 
     def publish(self, version: int) -> dict[str, float]:
         """Give the engines the learner's weights as `version`, and let the queue know."""
-        sent = self.learner.broadcast(version).metrics if self.engines else {}
+        self._version = version
+        sent = self.send(version)
         ray.get(self.queue.published.remote(version))
         return sent
+
+    def send(self, version: int, vector_scale: float = 1.0) -> dict[str, float]:
+        """Send the learner's weights to all engines that are up, newcomers among them, and no other ones.
+
+        Args:
+            version: what the engines call them from now on.
+            vector_scale: as in `LearnerGroup.broadcast`.
+
+        Returns:
+            metrics of the broadcast and of the fleet.
+        """
+        if not self.config.needs_engine:
+            return {}
+        self.fleet.poll()
+        self._connect()
+        sent: dict[str, float] = {}
+        if self.fleet.up:
+            result = self.learner.broadcast(version, vector_scale)
+            self._lose(result)
+            self.fleet.admit()
+            sent = result.metrics
+        return sent | self.fleet.metrics()
+
+    def _connect(self) -> None:
+        """Form the weight group anew where other engines are up than are in it."""
+        up = self.fleet.up
+        if up and up != [engine for engine in self._connected if engine not in self._cut]:
+            self._connected, self._cut = up, set()
+            self._lose(self.learner.connect([engine.handle for engine in up]))
+
+    def _lose(self, sent: Sent) -> None:
+        """End the engines that the learner has cut off."""
+        for place, reason in sent.lost.items():
+            self._cut.add(self._connected[place])
+            self.fleet.lose(self._connected[place], reason)
 
     def begin_rollouts(self) -> None:
         """Let the engines lease prompts."""
         if self.config.objective.uses_rollouts:
-            self._production = [engine.run.remote() for engine in self.engines]
+            self.fleet.begin()
 
     def next_batch(self) -> PackedBatch:
-        """Wait for the next mixed batch; an engine that fails meanwhile ends the wait with its error.
+        """Wait for the next mixed batch; engines that are lost meanwhile are started again.
 
         Raises:
             TimeoutError: no batch within `cluster.step_timeout_s`.
+            RunError: fewer engines than `rollout.min_actors` can be kept.
         """
         wait_s = self.config.cluster.step_timeout_s
-        call = self.queue.next_batch.remote(wait_s)
-        done, _ = ray.wait([call, *self._production], num_returns=1, timeout=wait_s + SHUTDOWN_S)
-        ended = [ref for ref in done if ref != call]
-        if ended:
-            ray.get(ended)
-            raise RuntimeError("a rollout actor stopped producing before the run was over")
-        batch = ray.get(call) if done else None
+        call, deadline = self.queue.next_batch.remote(wait_s), time.monotonic() + wait_s + SHUTDOWN_S
+        while not self.fleet.wait([call], POLL_S) and time.monotonic() < deadline:
+            self._look_after()
+        batch = ray.get(call, timeout=POLL_S)
         if batch is None:
             raise TimeoutError(f"no batch within {wait_s:g} s (cluster.step_timeout_s)")
         return batch
 
+    def _look_after(self) -> None:
+        """Notice losses; when every member is lost, newcomers get the present weights at once, not at a publish."""
+        self.fleet.poll()
+        if self.fleet.up and not self.fleet.members:
+            self.send(self._version)
+
     def evaluate(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
-        """Scored samples of `prompts`, shared out over the engines, in the order of `prompts`."""
-        n = len(self.engines)
-        shares = [(i, prompts[i::n]) for i in range(n)]
-        made = ray.get([self.engines[i].evaluate.remote(share, samples, temperature) for i, share in shares])
-        groups: list[Group | None] = [None] * len(prompts)
-        for (i, _), share in zip(shares, made, strict=True):
-            groups[i::n] = share
-        return [g for g in groups if g is not None]
+        """Scored samples of `prompts`, shared out over the engines, in the order of `prompts`.
+
+        What a lost engine leaves undone is done by the others, or by the one that comes in its place.
+        """
+        made: dict[int, Group] = {}
+        while missing := [i for i in range(len(prompts)) if i not in made]:
+            while not self.fleet.members:
+                self.fleet.wait([], POLL_S)
+                self._look_after()
+            members = self.fleet.members
+            shares = [missing[k :: len(members)] for k in range(len(members))]
+            calls = [
+                engine.handle.evaluate.remote([prompts[i] for i in share], samples, temperature)
+                for engine, share in zip(members, shares, strict=True)
+            ]
+            ray.wait(calls, num_returns=len(calls), timeout=self.config.cluster.step_timeout_s)
+            for engine, share, call in zip(members, shares, calls, strict=True):
+                try:
+                    made |= zip(share, ray.get(call, timeout=0), strict=True)
+                except RayError as error:  # GetTimeoutError among them
+                    self.fleet.lose(engine, f"evaluation: {one_line(error)}")
+        return [made[i] for i in range(len(prompts))]
 
     def stats(self) -> dict[str, Any]:
         """The queue's counters."""
@@ -118,9 +184,10 @@ class System:
 
     def shutdown(self) -> None:
         """End every process of the run; what does not end by itself within 30 s is killed."""
-        stops = [self.queue.stop.remote(), *(engine.shutdown.remote() for engine in self.engines)]
+        stops = [self.queue.stop.remote(), *self.fleet.shutdown()]
         ray.wait(stops, num_returns=len(stops), timeout=SHUTDOWN_S)
-        for actor in (self.queue, *self.engines, *self.learner.ranks):
+        self.fleet.kill()
+        for actor in (self.queue, *self.learner.ranks):
             ray.kill(actor)
         # A Ray of our own ends with everything in it; on a shared one Serve would stay behind.
         if self._serving and self.config.cluster.address != "local":

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 import zlib
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,13 @@ WORDS = ["fox", "bird", "tree", "red", "blue", "green", "question", "user"]
 def many_e(prompt: Prompt, response: str) -> float:
     """The reward: how many of the first ten characters are an `e`, as a share."""
     return response[:10].count("e") / 10
+
+
+def many_e_slowly(prompt: Prompt, response: str) -> float:
+    """The same, but slow while the file named by `TOY_SLOW` exists."""
+    if Path(os.environ["TOY_SLOW"]).exists():
+        time.sleep(2)
+    return many_e(prompt, response)
 
 
 def many_e_or_too_much(prompt: Prompt, response: str) -> float:

@@ -103,6 +103,11 @@ CONFLICTS = [
         ["rollout.group_size=1"],
         "override: rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group",
     ),
+    (["rollout.min_actors=2"], "override: rollout.min_actors: got 2; allowed: <= rollout.actors = 1"),
+    (
+        ["rollout.actors=3", "rollout.max_actors=2"],
+        "override: rollout.max_actors: got 2; allowed: >= rollout.actors = 3",
+    ),
     (
         ["rollout.max_model_len=500"],
         "override: rollout.max_model_len: got 500; allowed: >= data.max_prompt_tokens + rollout.max_tokens = 576",

@@ -6,60 +6,18 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from helpers_cli import ROOT, batch_rows, group_members, shared_memory, start, train
 from helpers_toy import toy_config
 
 from uniapl.runlog import read_metrics
 
-ROOT = Path(__file__).resolve().parent.parent
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
 PARTS = ("generate", "score", "wait", "train", "broadcast", "other")
-
-
-def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
-    """`uniapl train` in a process group of its own, as a shell starts it."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "cluster.cli", "train", str(config), *arguments],
-        cwd=config.parent,
-        env=ENVIRONMENT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-        # A suite that runs in the background of a shell hands on that Ctrl-C is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
-
-
-def train(config: Path, *arguments: str) -> str:
-    process = start(config, *arguments)
-    output, _ = process.communicate(timeout=540)
-    assert process.returncode == 0, output[-4000:]
-    return output
-
-
-def group_members(leader: int) -> list[str]:
-    """Command lines of the processes that still run in `leader`'s session."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = stat.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == leader and fields[0] != "Z":
-                found.append(stat.with_name("cmdline").read_text().replace("\0", " "))
-        except OSError:
-            continue
-    return found
-
-
-def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +68,7 @@ class TestWholeSystem:
             assert all(m[f"time/{part}"] >= 0 for part in PARTS)
 
     def test_every_group_was_consumed_once_and_both_actors_worked(self, run: tuple[str, Path]) -> None:
-        tables = [pa.ipc.open_file(p).read_all() for p in sorted((run[1] / "batches").glob("*.arrow"))]
-        rows = [row for table in tables for row in table.to_pylist()]
+        rows = [row for batch in batch_rows(run[1]) for row in batch]
         samples = [row for row in rows if row["kind"] == "sample"]
         assert len({row["lease_id"] for row in samples}) == 12 * 8
         assert len(samples) == 12 * 8 * 4
@@ -284,8 +241,7 @@ def test_grpo_is_a_file_of_values_and_reads_no_demonstration(folder: Path, tiny:
     metrics = read_metrics(place)
     assert all(m["share/preference"] == 1.0 for m in metrics)
     assert not any("demonstration" in key or key == "expert/nll" for m in metrics for key in m)
-    rows = [row for p in (place / "batches").iterdir() for row in pa.ipc.open_file(p).read_all().to_pylist()]
-    assert {row["kind"] for row in rows} == {"sample"}
+    assert {row["kind"] for batch in batch_rows(place) for row in batch} == {"sample"}
 
 
 def test_a_hard_switch_goes_from_demonstrations_to_rollouts_in_one_run(folder: Path, tiny: Path) -> None:
@@ -299,10 +255,7 @@ def test_a_hard_switch_goes_from_demonstrations_to_rollouts_in_one_run(folder: P
     method = str(ROOT / "configs" / "methods" / "sft_then_grpo.yaml")
     train(config, "-m", method, "objective.demonstration.weight.steps=2")
     place = folder / "switch" / "runs" / "switch"
-    kinds = [
-        {row["kind"] for row in pa.ipc.open_file(p).read_all().to_pylist()}
-        for p in sorted((place / "batches").iterdir())
-    ]
+    kinds = [{row["kind"] for row in batch} for batch in batch_rows(place)]
     assert kinds == [{"demonstration"}, {"demonstration"}, {"sample"}, {"sample"}]
     metrics = read_metrics(place)
     assert [m["weight/demonstration"] for m in metrics] == [1.0, 1.0, 0.0, 0.0]

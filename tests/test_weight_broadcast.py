@@ -115,18 +115,25 @@ def test_after_a_broadcast_every_engine_has_the_learners_weights_and_version(ray
 class Pieces:
     """What the self-check uses of a running system: the real learner and engines.
 
-    `publish` and the learner's `broadcast` may be left out, as a broken transfer would: no real fault
+    `publish` and what the learner broadcasts may be left out, as a broken transfer would: no real fault
     leaves the transfer's acknowledgements right and its weights wrong.
     """
 
     config: Config
     learner: Any
-    engines: list[Any]
+    handles: list[Any]
     publishes: bool = True
+
+    @property
+    def engines(self) -> dict[str, Any]:
+        return {f"rollout-{place}": handle for place, handle in enumerate(self.handles)}
+
+    def send(self, version: int, vector_scale: float = 1.0) -> None:
+        self.learner.broadcast(version, vector_scale)
 
     def publish(self, version: int) -> None:
         if self.publishes:
-            self.learner.broadcast(version)
+            self.send(version)
 
 
 @dataclass

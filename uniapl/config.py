@@ -60,7 +60,10 @@ class DataConfig(Section):
 class RolloutConfig(Section):
     """Rollout actors, each with one vLLM engine, and how they sample."""
 
-    actors: Positive = 1
+    actors: Positive = Field(1, description="wanted")
+    min_actors: Positive | None = Field(None, description="to begin and to go on with; null: actors")
+    max_actors: Positive | None = Field(None, description="used where the cluster has room; null: actors")
+    max_restarts: NonNegative = Field(3, description="of each actor, within the run")
     group_size: Positive = 4
     max_tokens: Positive = 64
     temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
@@ -78,6 +81,14 @@ class RolloutConfig(Section):
     tensor_parallel: Positive = 1
     threads: NonNegative = Field(0, description="CPU threads of one engine; 0: all cores")
     enforce_eager: bool = True
+
+    @property
+    def least(self) -> int:
+        return self.actors if self.min_actors is None else self.min_actors
+
+    @property
+    def most(self) -> int:
+        return self.actors if self.max_actors is None else self.max_actors
 
 
 class RewardFunction(Section):
@@ -208,6 +219,10 @@ def _conflicts(c: Config) -> list[str]:
     if o.uses_rollouts and c.rollout.group_size == 1:
         found.append("rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group")
     found += _straggler_conflicts(c)
+    if c.rollout.least > c.rollout.actors:
+        found.append(f"rollout.min_actors: got {c.rollout.least}; allowed: <= rollout.actors = {c.rollout.actors}")
+    if c.rollout.most < c.rollout.actors:
+        found.append(f"rollout.max_actors: got {c.rollout.most}; allowed: >= rollout.actors = {c.rollout.actors}")
     longest = c.data.max_prompt_tokens + c.rollout.max_tokens
     if longest > c.rollout.max_model_len:
         found.append(

@@ -68,6 +68,7 @@ COLUMNS = [
     Column("kl", ("kl/reference",), _number, 6),
     Column("entropy", ("entropy/estimate",), _number, 11),
     Column("queue", ("queue/ready", "queue/open"), _count, 10),
+    Column("engines", ("fleet/members",), _count, 12),
     Column("gen tok/s", ("tokens/generated_per_s",), _count, 8),
     Column("train tok/s", ("tokens/trained_per_s",), _count, 8),
     Column("time", ("time/step",), duration, 3),
