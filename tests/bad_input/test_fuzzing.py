@@ -18,9 +18,8 @@ from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError, parse_yaml
 
 ROOT = Path(__file__).resolve().parents[2]
-SOUND = Config.model_validate({"model": {"path": "m"}, "data": {"train": ["t"], "heldout": ["h"]}}).model_dump(
-    mode="json"
-)
+SMALLEST = {"model": {"path": "m"}, "data": {"train": ["t"], "heldout": ["h"]}}
+SOUND = Config.model_validate(SMALLEST).model_dump(mode="json")
 SOUND_TEXT = yaml.safe_dump(SOUND, sort_keys=False)
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
