@@ -204,9 +204,9 @@ SLOWEST = ["k{}: v\n", "- a\n", "#\n", '"\\n"', "a, ", "? a\n", "'", "|\n ", "x:
 def test_a_file_as_large_as_allowed_is_read_in_bounded_time(
     smallest: Path, capsys: pytest.CaptureFixture[str], piece: str
 ) -> None:
-    """A quarter of the largest size takes a second; the test's own limit ends what would go on and on."""
-    text = "".join(piece.format(number) for number in range(MAX_YAML_BYTES // 4 // len(piece) - 1))
-    smallest.write_text(text[: MAX_YAML_BYTES // 4])
+    """An eighth of the largest size takes half a second; the test's own limit ends what would go on and on."""
+    text = "".join(piece.format(number) for number in range(MAX_YAML_BYTES // 8 // len(piece) - 1))
+    smallest.write_text(text[: MAX_YAML_BYTES // 8])
     assert main(["train", str(smallest)]) == 2
     assert str(smallest) in capsys.readouterr().err
 

@@ -157,7 +157,7 @@ print(json.dumps(found))
 @pytest.mark.timeout(120)
 def test_shards_with_changed_bytes_never_crash_the_process(tmp_path: Path) -> None:
     """In a process of its own, so that a crash or an endless loop inside Arrow is seen; UNIAPL_FUZZ=N tries N."""
-    count = int(os.environ.get("UNIAPL_FUZZ", "1500"))
+    count = int(os.environ.get("UNIAPL_FUZZ", "1000"))
     done = subprocess.run(
         [sys.executable, "-X", "faulthandler", "-c", _SHARDS, str(tmp_path), "1", str(count)],
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
