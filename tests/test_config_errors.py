@@ -10,7 +10,7 @@ SECTIONS = "run, model, data, rollout, reward, queue, objective, learner, evalua
 RUN = "name, seed, steps, folder, checkpoint_every, keep_last"
 DATA = "train, heldout, on_bad_row, max_prompt_tokens, max_response_tokens"
 NAME = "text of at most 100 letters, digits, '.', '_' and '-', the first a letter or digit"
-TEXT = "text, one line and not empty"
+TEXT = "one line of 1 to 4095 characters, without control characters"
 REWARD = "a section with the keys name, weight, version"
 URL = "null or a URL that begins with redis://, rediss:// or unix://"
 BETAS = "a list with exactly 2 entries, each a number >= 0 and < 1"
@@ -202,11 +202,11 @@ FILES = [
         "line 3: not valid YAML: expected a single document in the stream, but found another document",
     ),
     ("[" * 5000, "not valid YAML: nested too deeply"),
-    ("run: {seed: " + "1" * 5000 + "}\n", "line 1: not valid YAML: a number of more than 30 digits"),
+    ("run: {seed: " + "1" * 5000 + "}\n", "line 1: not valid YAML: a whole number of more than 18 digits"),
     (b"run: \xff\xfe\n", "not UTF-8 text; allowed: a YAML file"),
     (b"run: \x00\n", "not valid YAML: unacceptable character #x0000: special characters are not allowed"),
-    (b"#" * (MAX_YAML_BYTES + 1), "larger than 1 MiB; allowed: a configuration file"),
-    (b"\xc3" * (MAX_YAML_BYTES + 1), "larger than 1 MiB; allowed: a configuration file"),
+    (b"#" * (MAX_YAML_BYTES + 1), "larger than 256 KiB; allowed: a configuration file"),
+    (b"\xc3" * (MAX_YAML_BYTES + 1), "larger than 256 KiB; allowed: a configuration file"),
 ]
 
 
@@ -263,7 +263,7 @@ def test_a_file_that_cannot_be_read_says_why(tmp_path, name):
 
 
 def test_an_endless_file_is_read_only_up_to_the_limit():
-    with pytest.raises(ConfigError, match=r"^/dev/zero: larger than 1 MiB; allowed: a configuration file$"):
+    with pytest.raises(ConfigError, match=r"^/dev/zero: larger than 256 KiB; allowed: a configuration file$"):
         load_config("/dev/zero")
 
 

@@ -7,7 +7,7 @@ from uniapl.config_errors import ConfigError
 from uniapl.objective_config import Coefficient
 
 SMALLEST = "model: {path: m}\ndata: {train: [t.arrow], heldout: [h.arrow]}\n"
-TEXT = "text, one line and not empty"
+TEXT = "one line of 1 to 4095 characters, without control characters"
 OBJECTIVE = "preference, demonstration, adversarial, kl, surrogate, diagnostics_every"
 COEFFICIENT = "kind, value, end, warmup_steps, steps, target, rate, min, max"
 WEIGHT = f"a number >= 0 or a section with the keys {COEFFICIENT}"

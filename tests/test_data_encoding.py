@@ -43,7 +43,8 @@ def test_text_that_spells_a_special_token_ends_no_turn() -> None:
 
 
 def test_a_template_that_refuses_the_messages_is_named() -> None:
-    encoder = ChatEncoder(word_tokenizer("{{ raise_exception('no system turn') if messages[0].role == 'system' }}"))
+    refusing = "{% if messages[0].role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    encoder = ChatEncoder(word_tokenizer(refusing + TEMPLATE))
     with pytest.raises(DataError, match="column messages: the chat template refuses them: no system turn"):
         encoder.prompt_ids([{"role": "system", "content": "hello"}])
 

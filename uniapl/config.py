@@ -29,6 +29,9 @@ from uniapl.config_types import (
 )
 from uniapl.objective_config import ObjectiveConfig, objective_conflicts
 
+LONGEST_S = 1e9
+"""Seconds; Python's locks take no more than 9.2e9."""
+
 
 class RunConfig(Section):
     """What one run is called, how long it goes on and where it is written."""
@@ -245,7 +248,22 @@ def _conflicts(c: Config) -> list[str]:
         found.append(f"learner.warmup_steps: got {c.learner.warmup_steps}; allowed: <= run.steps = {c.run.steps}")
     if c.evaluation.prompts > 0 and not c.data.heldout:
         found.append("data.heldout: got []; allowed: at least one shard when evaluation.prompts is > 0")
-    return found
+    return found + _endless(c)
+
+
+def _endless(c: Config) -> list[str]:
+    """Times that no clock of the system takes as a limit."""
+    times = {
+        f"{section}.{key}": value
+        for section in type(c).model_fields
+        for key, value in getattr(c, section)
+        if key.endswith("_s") and isinstance(value, float)
+    }
+    return [
+        f"{key}: got {value:g}; allowed: <= {LONGEST_S:g}, in seconds"
+        for key, value in times.items()
+        if value > LONGEST_S
+    ]
 
 
 def _straggler_conflicts(c: Config) -> list[str]:

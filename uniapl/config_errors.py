@@ -15,7 +15,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-MAX_YAML_BYTES = 1 << 20
+MAX_YAML_BYTES = 256 << 10
+"""PyYAML reads some 100 KiB a second."""
+MAX_DIGITS = 18
+"""Of a whole number: what is longer may not fit into 64 bits."""
+MAX_OVERRIDE_DEPTH = 10
 
 
 class ConfigError(ValueError):
@@ -26,7 +30,7 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
     """The mapping in a YAML file.
 
     Raises:
-        ConfigError: the file is missing, larger than 1 MiB, not UTF-8, not YAML, or not a mapping.
+        ConfigError: the file is missing, larger than 256 KiB, not UTF-8, not YAML, or not a mapping.
     """
     path = Path(path)
     try:
@@ -34,8 +38,10 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
             raw = file.read(MAX_YAML_BYTES + 1)
     except OSError as error:
         raise ConfigError(f"{path}: {error.strerror}; allowed: a readable YAML file") from None
+    except ValueError as error:  # a NUL character
+        raise ConfigError(f"{_shown(str(path))}: {error}; allowed: a readable YAML file") from None
     if len(raw) > MAX_YAML_BYTES:
-        raise ConfigError(f"{path}: larger than 1 MiB; allowed: a configuration file")
+        raise ConfigError(f"{path}: larger than {MAX_YAML_BYTES >> 10} KiB; allowed: a configuration file")
     try:
         return parse_yaml(raw.decode("utf-8-sig"), str(path))
     except UnicodeDecodeError:
@@ -45,7 +51,8 @@ def read_yaml(path: Path | str) -> dict[str, Any]:
 class _StrictLoader(yaml.SafeLoader):
     """Safe YAML with the scalars of YAML 1.2: 1e-5 is a number, 017 is 17, `no` and 2020-01-01 are text.
 
-    Without aliases (a few nested ones can fill the memory), tags, merge keys and repeated keys.
+    Without aliases (a few nested ones can fill the memory), tags, merge keys, repeated keys and halves of
+    surrogate pairs, which are no characters.
     """
 
     yaml_implicit_resolvers: dict[str, list[Any]] = {}
@@ -57,12 +64,15 @@ class _StrictLoader(yaml.SafeLoader):
             raise yaml.MarkedYAMLError(problem="aliases are not allowed", problem_mark=mark)
         if getattr(event, "tag", None) is not None:
             raise yaml.MarkedYAMLError(problem="tags are not allowed", problem_mark=mark)
+        if isinstance(event, yaml.ScalarEvent) and not _is_unicode(event.value):
+            raise yaml.MarkedYAMLError(problem=f"{_shown(event.value)} is not Unicode text", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_integer(self, node: Any) -> int:
         text = node.value
-        if len(text) > 30:
-            raise yaml.MarkedYAMLError(problem="a number of more than 30 digits", problem_mark=node.start_mark)
+        if len(text.lstrip("+-")) > MAX_DIGITS:
+            problem = f"a whole number of more than {MAX_DIGITS} digits"
+            raise yaml.MarkedYAMLError(problem=problem, problem_mark=node.start_mark)
         return int(text, 0) if text[:2] in ("0x", "0o") else int(text)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
@@ -111,7 +121,7 @@ def _load(text: str, where: str) -> Any:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         problem = ", ".join(part for part in (error.context, error.problem) if part)
         raise ConfigError(f"{where}:{line} not valid YAML: {problem}") from None
-    except (yaml.YAMLError, ValueError) as error:
+    except (yaml.YAMLError, ValueError, OverflowError) as error:
         raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
 
 
@@ -119,10 +129,14 @@ def set_dotted(tree: dict[str, Any], override: str) -> None:
     """Put `a.b=value` into `tree` in place; the value is read as YAML.
 
     Raises:
-        ConfigError: no `=`, an empty key, or a key below something that is not a section.
+        ConfigError: no `=`, an empty key, too deep a one, or one below something that is not a section.
     """
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
+    if not _is_unicode(override):
+        raise ConfigError(f"override {_shown(override)}: not UTF-8 text; allowed: key.subkey=value")
+    if len(parts) > MAX_OVERRIDE_DEPTH:
+        raise ConfigError(f"override {_shown(override)}: nested too deeply; allowed: key.subkey=value")
     if not equals or not all(parts):
         raise ConfigError(f"override {_shown(override)}; allowed: key.subkey=value")
     value = _load(text, f"override {_shown(override)}")
@@ -149,7 +163,7 @@ def validation_lines(error: ValidationError, root: type[BaseModel], where: Calla
 
 
 def _line(problem: Any, loc: list[Any], root: type[BaseModel]) -> str:
-    key = ".".join(p if isinstance(p, str) and re.fullmatch(r"[\w-]{1,60}", p) else _shown(p) for p in loc)
+    key = ".".join(_shown_key(part) for part in loc)
     model, field = _find(root, loc)
     if problem["type"] == "extra_forbidden" and model is not None:
         names = list(model.model_fields)
@@ -163,6 +177,18 @@ def _line(problem: Any, loc: list[Any], root: type[BaseModel]) -> str:
     if problem["type"] == "finite_number":
         allowed = allowed.replace("a number", "a finite number")
     return f"{key}: got {_shown(problem['input'])}; allowed: {allowed}"
+
+
+def _is_unicode(text: str) -> bool:
+    """Whether it can be encoded: without surrogates, which YAML escapes and undecodable arguments bring in."""
+    return not any("\ud800" <= char <= "\udfff" for char in text)
+
+
+def _shown_key(part: Any) -> str:
+    """One part of a key's path; what only looks like Latin letters is escaped, so that it shows."""
+    if isinstance(part, str) and re.fullmatch(r"[\w-]{1,60}", part, re.ASCII):
+        return part
+    return _shown(part) if not isinstance(part, str) or part.isascii() else ascii(part[:60])
 
 
 def _shown(value: Any) -> str:

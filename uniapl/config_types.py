@@ -14,7 +14,12 @@ Weight = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Dtype = Literal["float32", "bfloat16"]
 # A title says in words what is allowed, where the pattern does not say it well.
-Text = Annotated[str, Field(pattern=r"^[^\x00-\x1f]+$", title="text, one line and not empty")]
+# Without control characters, separators of lines, and marks that turn the direction of writing.
+_CHARACTER = r"[^\x00-\x1f\x7f-\x9f\u{2028}\u{2029}\u{200e}\u{200f}\u{202a}-\u{202e}\u{2066}-\u{2069}]"
+Text = Annotated[
+    str,
+    Field(pattern=rf"^{_CHARACTER}{{1,4095}}$", title="one line of 1 to 4095 characters, without control characters"),
+]
 Name = Annotated[
     str,
     Field(
@@ -24,9 +29,12 @@ Name = Annotated[
 ]
 RedisUrl = Annotated[
     str,
-    Field(pattern=r"^(redis|rediss|unix)://\S+$", title="a URL that begins with redis://, rediss:// or unix://"),
+    Field(pattern=r"^(redis|rediss|unix)://[!-~]+$", title="a URL that begins with redis://, rediss:// or unix://"),
 ]
-Address = Annotated[str, Field(pattern=r"^(local|auto|\S+:[0-9]{1,5})$", title="'local', 'auto' or HOST:PORT")]
+_PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+Address = Annotated[
+    str, Field(pattern=rf"^(local|auto|[A-Za-z0-9._:\[\]-]+:{_PORT})$", title="'local', 'auto' or HOST:PORT")
+]
 
 
 class Section(BaseModel):

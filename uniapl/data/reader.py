@@ -4,6 +4,10 @@ Memory does not grow with the data set: an uncompressed IPC file is read in plac
 pages; of compressed IPC (decoded once on opening, to check it) and Parquet, the last few decoded blocks (record
 batches, row groups) are kept, so a shuffled walk decodes a block for nearly every row: such files are for data
 sets of a few blocks. Ids are names for logs: they may repeat, within a shard and between shards.
+
+Nothing in a file is believed: before the first row of an IPC file is read, the structure of every record batch is
+checked whole (offsets against buffers), and of a decoded Parquet row group the number of rows. Files must not be
+changed while they are open.
 """
 
 from __future__ import annotations
@@ -12,8 +16,11 @@ import bisect
 import glob
 import itertools
 import json
+import os
+import re
+import struct
 from collections import OrderedDict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,10 +29,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uniapl.data.errors import DataError
+from uniapl.data.ipc_size import largest_block
 from uniapl.records import SHARD_SCHEMA
 
 ROLES = ("system", "user", "assistant")
 KEPT_BLOCKS = 4
+MAX_BLOCK_BYTES = 2 << 30
+"""Of one record batch or row group, decoded."""
+MAX_CHARACTERS = 1 << 20
+"""Of one text in a row: tokenizing more takes seconds."""
+MAX_ID_CHARACTERS = 1000
+_PARQUET_ROWS = 1024
+"""Decoded at a time, so that a row group that grows beyond its limit is noticed."""
+_NO_ID_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+_DAMAGED = (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError, struct.error)
+"""What pyarrow raises for damaged files; ValueError: also names of columns that are not UTF-8."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +99,8 @@ def expand(paths_or_globs: Iterable[str | Path]) -> list[Path]:
     """
     found: dict[Path, None] = {}
     for entry in map(str, paths_or_globs):
-        matches = sorted(glob.glob(entry, recursive=True)) if glob.has_magic(entry) else [entry]
-        files = [Path(match) for match in matches if Path(match).is_file()]
+        matches = sorted(_glob(entry)) if glob.has_magic(entry) else [entry]
+        files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
             kind = "no file matches" if glob.has_magic(entry) else "no such file"
             raise DataError(f"{entry}: {kind}; allowed: existing .arrow or .parquet files")
@@ -92,41 +110,67 @@ def expand(paths_or_globs: Iterable[str | Path]) -> list[Path]:
     return list(found)
 
 
-class _Blocks:
-    """The last few decoded blocks of a file."""
+def _glob(pattern: str) -> list[str]:
+    """The matches of a glob; `**` does not follow links to folders, which may lead back to where they stand."""
+    parts = Path(pattern).parts
+    if "**" not in parts:
+        return glob.glob(pattern)
+    first = next(i for i, part in enumerate(parts) if glob.has_magic(part))
+    root = Path(*parts[:first])
+    found = (path.relative_to(root) for path in root.glob(str(Path(*parts[first:]))))
+    return [str(root / path) for path in found if not any(part.startswith(".") for part in path.parts)]
 
-    def __init__(self) -> None:
+
+class _Blocks:
+    """The last few decoded blocks of a file; `load` decodes one by its number."""
+
+    def __init__(self, path: Path, name: str, load: Callable[[int], Any], ends: list[int]) -> None:
+        self._path, self._name, self._load, self._ends = path, name, load, ends
         self._blocks: OrderedDict[int, Any] = OrderedDict()
 
-    def get(self, number: int, load: Any) -> Any:
+    def read(self, row: int, columns: list[str]) -> dict[str, Any]:
+        """The values of a row, numbered over the whole file."""
+        number = bisect.bisect_right(self._ends, row)
+        first = self._ends[number - 1] if number else 0
+        try:
+            block = self._get(number, self._ends[number] - first)
+        except _DAMAGED as error:
+            raise DataError(
+                f"{self._path}: row {row}: {self._name} {number} is damaged: {error}; allowed: a whole file", "damaged"
+            ) from None
+        return _values(self._path, row, columns, block, row - first)
+
+    def _get(self, number: int, rows: int) -> Any:
         if number not in self._blocks:
+            block = self._load(number)
+            if block.num_rows != rows:
+                raise ValueError(f"{block.num_rows} rows where the file says {rows}")
             if len(self._blocks) >= KEPT_BLOCKS:
                 self._blocks.popitem(last=False)
-            self._blocks[number] = load(number)
+            self._blocks[number] = block
         self._blocks.move_to_end(number)
         return self._blocks[number]
 
 
 class _IpcFile:
-    """One Arrow IPC file."""
+    """One Arrow IPC file, of which only the columns of `SHARD_SCHEMA` are decoded."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._reader = pa.ipc.open_file(pa.memory_map(str(path)))
-        _check_schema(path, self._reader.schema)
-        self._ends: list[int] = []
-        for number in range(self._reader.num_record_batches):
-            batch = self._reader.get_batch(number)
-            batch.validate()
-            self._ends.append((self._ends[-1] if self._ends else 0) + batch.num_rows)
-        self.rows = self._ends[-1] if self._ends else 0
-        self._blocks = _Blocks()
-
-    def read(self, row: int, columns: list[str]) -> dict[str, Any]:
-        number = bisect.bisect_right(self._ends, row)
-        batch = self._blocks.get(number, self._reader.get_batch)
-        offset = row - (self._ends[number - 1] if number else 0)
-        return _values(self.path, row, columns, batch, offset)
+        source = pa.memory_map(str(path))
+        schema = pa.ipc.open_file(source).schema
+        _check_schema(path, schema)
+        _check_size(path, "record batch", largest_block(path))
+        columns = [schema.get_field_index(name) for name in SHARD_SCHEMA.names]
+        reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=columns))
+        rows = []
+        for number in range(reader.num_record_batches):
+            batch = reader.get_batch(number)
+            _check_structure(batch)
+            rows.append(batch.num_rows)
+        ends = list(itertools.accumulate(rows))
+        self.rows = ends[-1] if ends else 0
+        self.read = _Blocks(path, "record batch", reader.get_batch, ends).read
 
 
 class _ParquetFile:
@@ -134,22 +178,25 @@ class _ParquetFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._file = pq.ParquetFile(path, memory_map=True)
+        self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
         _check_schema(path, self._file.schema_arrow)
-        groups = range(self._file.metadata.num_row_groups)
-        self._ends = list(itertools.accumulate(self._file.metadata.row_group(g).num_rows for g in groups))
-        self.rows = self._ends[-1] if self._ends else 0
-        self._blocks = _Blocks()
+        groups = [self._file.metadata.row_group(g) for g in range(self._file.metadata.num_row_groups)]
+        if any(group.num_rows < 0 for group in groups):
+            raise ValueError("a row group says that it has fewer than 0 rows")
+        _check_size(path, "row group", max((group.total_byte_size for group in groups), default=0))
+        ends = list(itertools.accumulate(group.num_rows for group in groups))
+        self.rows = ends[-1] if ends else 0
+        self.read = _Blocks(path, "row group", self._load, ends).read
 
-    def read(self, row: int, columns: list[str]) -> dict[str, Any]:
-        number = bisect.bisect_right(self._ends, row)
-        try:
-            group = self._blocks.get(number, lambda n: self._file.read_row_group(n, columns=SHARD_SCHEMA.names))
-        except (OSError, pa.ArrowException) as error:
-            raise DataError(
-                f"{self.path}: row {row}: row group {number} is damaged: {error}; allowed: a whole file", "damaged"
-            ) from None
-        return _values(self.path, row, columns, group, row - (self._ends[number - 1] if number else 0))
+    def _load(self, number: int) -> pa.Table:
+        size, batches = 0, []
+        names = SHARD_SCHEMA.names
+        for batch in self._file.iter_batches(_PARQUET_ROWS, row_groups=[number], columns=names):
+            size += batch.nbytes
+            if size > MAX_BLOCK_BYTES:
+                raise ValueError(f"more than {MAX_BLOCK_BYTES} bytes")
+            batches.append(batch)
+        return pa.Table.from_batches(batches)
 
 
 def _open(path: Path) -> _IpcFile | _ParquetFile:
@@ -160,9 +207,40 @@ def _open(path: Path) -> _IpcFile | _ParquetFile:
             return _ParquetFile(path)
         if magic == b"ARROW1":
             return _IpcFile(path)
-    except (OSError, pa.ArrowException) as error:
+    except DataError:
+        raise
+    except _DAMAGED as error:
         raise DataError(f"{path}: cannot be read, truncated or damaged: {error}; allowed: a whole file") from None
     raise DataError(f"{path}: neither Arrow IPC nor Parquet; allowed: a file in one of these formats")
+
+
+def _check_size(path: Path, block: str, size: int) -> None:
+    if size > MAX_BLOCK_BYTES:
+        raise DataError(
+            f"{path}: a {block} of {size} bytes when decoded; allowed: <= {MAX_BLOCK_BYTES}, in smaller ones if need be"
+        )
+
+
+def _check_structure(batch: pa.RecordBatch) -> None:
+    """Check every offset against its buffer, but not yet whether texts are UTF-8: that is one row's fault.
+
+    Raises:
+        pa.ArrowException: one points elsewhere.
+    """
+    batch.validate()
+    for column in batch.columns:
+        column.cast(_as_bytes(column.type)).validate(full=True)  # takes the buffers as they are
+
+
+def _as_bytes(kind: pa.DataType) -> pa.DataType:
+    """The same type with bytes in the place of text."""
+    if pa.types.is_struct(kind):
+        return pa.struct([field.with_type(_as_bytes(field.type)) for field in kind])
+    if pa.types.is_list(kind):
+        return pa.list_(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(kind.value_field.with_type(_as_bytes(kind.value_type)))
+    return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
 
 
 def _values(path: Path, row: int, columns: list[str], block: Any, offset: int) -> dict[str, Any]:
@@ -205,9 +283,10 @@ def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
 
 def _sound_row(values: dict[str, Any], where: str) -> Row:
     """The row, or a DataError for the first column that is not sound."""
-    if not values["id"]:
-        raise DataError(f"{where}: column id: {_null_or_empty(values['id'])}; allowed: text", "bad id")
+    _check_id(values["id"], where)
     _check_messages(values["messages"], where)
+    for name in ("response", "verifier"):
+        _check_length(values[name], f"{where}: column {name}")
     _check_response(values["response"], where)
     _check_verifier(values["verifier"], where)
     return Row(values["id"], values["messages"], values["response"], values["verifier"], where)
@@ -217,6 +296,21 @@ def _null_or_empty(value: Any) -> str:
     return "null" if value is None else "empty"
 
 
+def _check_id(name: str | None, where: str) -> None:
+    where = f"{where}: column id"
+    if not name:
+        raise DataError(f"{where}: {_null_or_empty(name)}; allowed: text", "bad id")
+    if len(name) > MAX_ID_CHARACTERS:
+        raise DataError(f"{where}: {len(name)} characters; allowed: <= {MAX_ID_CHARACTERS}", "bad id")
+    if _NO_ID_CHARACTER.search(name):
+        raise DataError(f"{where}: got {name!a:.80}; allowed: text without control characters", "bad id")
+
+
+def _check_length(text: str | None, where: str) -> None:
+    if text is not None and len(text) > MAX_CHARACTERS:
+        raise DataError(f"{where}: {len(text)} characters; allowed: <= {MAX_CHARACTERS}", "text too long")
+
+
 def _check_messages(messages: list[dict[str, str]] | None, where: str) -> None:
     where = f"{where}: column messages"
     if not messages:
@@ -224,10 +318,11 @@ def _check_messages(messages: list[dict[str, str]] | None, where: str) -> None:
     for number, message in enumerate(messages):
         if message is None or message["role"] not in ROLES:
             role = None if message is None else message["role"]
-            raise DataError(f"{where}: message {number}: role {role!r}; allowed: {', '.join(ROLES)}", "bad role")
+            raise DataError(f"{where}: message {number}: role {role!r:.80}; allowed: {', '.join(ROLES)}", "bad role")
         if not message["content"] or not message["content"].strip():
             problem = _null_or_empty(message["content"])
             raise DataError(f"{where}: message {number}: content {problem}; allowed: text", "empty message")
+        _check_length(message["content"], f"{where}: message {number}: content")
     if messages[-1]["role"] != "user":
         role = messages[-1]["role"]
         raise DataError(f"{where}: the last role is {role!r}; allowed: user, whom the response answers", "bad role")

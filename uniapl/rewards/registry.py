@@ -59,13 +59,34 @@ def _function(name: str, key: str) -> RewardCallable:
         raise ConfigError(f"{key}: got '{name}'; allowed: {', '.join(BUILT_IN)}, or module:function")
     try:
         found = importlib.import_module(module)
-    except Exception as error:  # a user's module may raise anything
-        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise ConfigError(f"{key}: got '{name}'; cannot import {module}: {reason}") from error
-    function = getattr(found, attribute, None)
+        function = getattr(found, attribute, None)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything, or end the process
+        raise ConfigError(f"{key}: got '{name}'; cannot import {module}: {_short(error)}") from None
     if not callable(function):
         what = "has no" if function is None else "is not callable:"
         raise ConfigError(f"{key}: got '{name}'; module {module} {what} {attribute}")
-    if inspect.iscoroutinefunction(function):
-        raise ConfigError(f"{key}: got '{name}', an async function; allowed: a plain function")
+    for kind, is_kind in _NOT_PLAIN.items():
+        if is_kind(function):
+            raise ConfigError(f"{key}: got '{name}', {kind}; allowed: a plain function")
+    try:
+        inspect.signature(function).bind(None, "")
+    except TypeError as error:
+        raise ConfigError(f"{key}: got '{name}', {_short(error)}; allowed: a function of (prompt, response)") from None
+    except ValueError:
+        return function  # one written in C, which does not tell its parameters
     return function
+
+
+_NOT_PLAIN: dict[str, Callable[[object], bool]] = {
+    "an async function": inspect.iscoroutinefunction,
+    "an async generator": inspect.isasyncgenfunction,
+    "a generator": inspect.isgeneratorfunction,
+}
+
+
+def _short(error: BaseException) -> str:
+    try:
+        said = " ".join(str(error).split())[:200]
+    except Exception:  # a user's exception may fail to describe itself
+        said = ""
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__

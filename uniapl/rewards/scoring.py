@@ -18,6 +18,9 @@ from uniapl.rewards.registry import Reward
 from uniapl.rewards.types import RewardResult, ScoreRequest, UnscorableError
 
 REASON_CHARS = 200
+MAX_CHECKS = 100
+"""Of one response; each is a metric of the run."""
+MAX_NAME_CHARS = 100
 
 
 class Scorer:
@@ -129,15 +132,21 @@ def _checked(name: str, returned: Any) -> RewardResult | str:
         return _reason(name, f"returned {type(value).__name__} {reprlib.repr(value)}; allowed: a finite number")
     try:
         number = float(value)
-    except (OverflowError, ValueError):
+    except Exception:  # such as OverflowError; a user's own kind of number may raise anything
         number = math.inf
     if not math.isfinite(number):
         return _reason(name, f"returned {reprlib.repr(value)}; allowed: a finite number")
-    if not isinstance(result.checks, dict) or not all(
-        isinstance(k, str) and isinstance(v, bool) for k, v in result.checks.items()
-    ):
+    if not isinstance(result.checks, dict) or not all(map(_is_check, result.checks.items())):
         return _reason(name, f"returned checks {reprlib.repr(result.checks)}; allowed: true or false by name")
+    if len(result.checks) > MAX_CHECKS:
+        return _reason(name, f"returned {len(result.checks)} checks; allowed: <= {MAX_CHECKS}")
     return RewardResult(number, dict(result.checks))
+
+
+def _is_check(item: tuple[Any, Any]) -> bool:
+    """A name that can stand in a metric's, and true or false."""
+    name, passed = item
+    return isinstance(passed, bool) and isinstance(name, str) and name.isprintable() and 0 < len(name) <= MAX_NAME_CHARS
 
 
 def _reason(name: str, what: object) -> str:
