@@ -66,6 +66,7 @@ class TestWholeSystem:
         for m in read_metrics(run[1]):
             assert sum(m[f"time/{part}"] for part in PARTS) == pytest.approx(m["time/step"], rel=0.05)
             assert all(m[f"time/{part}"] >= 0 for part in PARTS)
+            assert (m["fleet/members"], m["fleet/lost"], m["fleet/restarts"]) == (2.0, 0.0, 0.0)
 
     def test_every_group_was_consumed_once_and_both_actors_worked(self, run: tuple[str, Path]) -> None:
         rows = [row for batch in batch_rows(run[1]) for row in batch]
@@ -230,18 +231,6 @@ def test_sft_is_a_file_of_values_and_starts_no_engine(folder: Path, tiny: Path) 
     metrics = read_metrics(folder / "sft" / "runs" / "sft")
     assert metrics[-1]["expert/nll"] < metrics[0]["expert/nll"]
     assert not any(key.startswith(("reward/", "loss/preference")) for m in metrics for key in m)
-
-
-def test_grpo_is_a_file_of_values_and_reads_no_demonstration(folder: Path, tiny: Path) -> None:
-    config = toy_config(
-        folder / "grpo", tiny, run={"name": "grpo", "steps": 3, "checkpoint_every": 0}, evaluation={"prompts": 0}
-    )
-    train(config, "-m", str(ROOT / "configs" / "methods" / "grpo.yaml"))
-    place = folder / "grpo" / "runs" / "grpo"
-    metrics = read_metrics(place)
-    assert all(m["share/preference"] == 1.0 for m in metrics)
-    assert not any("demonstration" in key or key == "expert/nll" for m in metrics for key in m)
-    assert {row["kind"] for batch in batch_rows(place) for row in batch} == {"sample"}
 
 
 def test_a_hard_switch_goes_from_demonstrations_to_rollouts_in_one_run(folder: Path, tiny: Path) -> None:

@@ -25,7 +25,7 @@ from ray.cluster_utils import Cluster
 from uniapl.data.encoding import ChatEncoder
 from uniapl.runlog import read_metrics
 
-STEPS = 80
+STEPS = 50
 GROUPS = 4
 STALENESS = 2
 LIMIT_S = 540.0
@@ -145,25 +145,33 @@ def run(cluster: Cluster, slow: Path, tiny: Path) -> Run:
 def test_the_run_goes_on_through_every_loss(run: Run) -> None:
     metrics = read_metrics(run.folder)
     assert [m["step"] for m in metrics] == list(range(1, STEPS + 1))
-    assert {m["fleet/members"] for m in metrics} == {1.0, 2.0}
+    assert max(m["fleet/members"] for m in metrics) == 2.0
     assert metrics[-1]["fleet/members"] == 1.0
-    assert (metrics[-1]["fleet/lost"], metrics[-1]["fleet/restarts"]) == (3.0, 2.0)
     reasons = re.findall(r"lost (rollout-\d): (\w+)", run.output)
     assert [why for _, why in reasons] == ["EngineDeadError", "ActorDiedError", "ActorDiedError"]
     assert reasons[0][0] == "rollout-0"
     assert reasons[1][0] == reasons[2][0], "the one that took its place was on the node that left"
+    # Where that was the place that is wanted, a third start waits for a node; a spare one is not asked for.
+    restarts = 3.0 if reasons[2][0] == "rollout-0" else 2.0
+    assert (metrics[-1]["fleet/lost"], metrics[-1]["fleet/restarts"]) == (3.0, restarts)
 
 
 def test_every_group_was_consumed_once_and_none_is_over_stale(run: Run) -> None:
     batches = batch_rows(run.folder)
     assert len(batches) == STEPS
     samples = [row for batch in batches for row in batch]
-    assert {row["kind"] for row in samples} == {"sample"}, "the method grpo has no demonstrations"
     leases = Counter(row["lease_id"] for row in samples)
     assert (len(leases), set(leases.values())) == (STEPS * GROUPS, {4})
     assert {row["actor"] for row in samples} == {"rollout-0", "rollout-1"}
     ages = [m["staleness/max"] for m in read_metrics(run.folder)]
     assert 0 < max(ages) <= STALENESS
+
+
+def test_grpo_is_a_file_of_values_and_reads_no_demonstration(run: Run) -> None:
+    metrics = read_metrics(run.folder)
+    assert all(m["share/preference"] == 1.0 for m in metrics)
+    assert not any("demonstration" in key or key == "expert/nll" for m in metrics for key in m)
+    assert {row["kind"] for batch in batch_rows(run.folder) for row in batch} == {"sample"}
 
 
 def test_nothing_is_left_of_engines_and_ranks(run: Run) -> None:
