@@ -182,9 +182,7 @@ class QueueActor:
 
     async def usage(self) -> dict[str, float]:
         """Processor seconds that the queue's process has used so far, and its resident memory in MiB."""
-        with open("/proc/self/statm", encoding="ascii") as statm:
-            pages = int(statm.read().split()[1])
-        return {"cpu_s": time.process_time(), "resident_mib": pages * resource.getpagesize() / 2**20}
+        return {"cpu_s": time.process_time(), "resident_mib": resident_mib()}
 
     async def state(self, version: int | None = None) -> dict[str, Any]:
         """Everything a resumed run needs, ready groups written out, JSON-able.
@@ -248,6 +246,13 @@ def batch_needs(config: Config, step: int) -> tuple[int, int]:
         queue.groups_per_step if objective.rollouts_at(step) else 0,
         queue.demonstrations_per_step if objective.demonstrations_at(step) else 0,
     )
+
+
+def resident_mib() -> float:
+    """This process's resident memory."""
+    with open("/proc/self/statm", encoding="ascii") as statm:
+        pages = int(statm.read().split()[1])
+    return pages * resource.getpagesize() / 2**20
 
 
 def group_from_dict(packed: dict[str, Any]) -> Group:

@@ -88,6 +88,9 @@ class Host:
     async def published(self, version: int) -> None:
         self._version = version
 
+    async def cpu_s(self) -> float:
+        return time.process_time()
+
     async def taken(self) -> dict[str, list[float]]:
         """Seconds that each call since the last `taken` waited for the queue."""
         taken, self._waits = self._waits, {"lease": [], "commit": []}
@@ -131,9 +134,11 @@ def measure(actors: int, rate: float, seconds: float, tokens: int) -> dict[str, 
     step = consume(queue, hosts, 0, WARM_S + 2 * sleep_s, waits)
     ray.get([h.taken.remote() for h in hosts])
     waits.clear()
-    before, began, first = ray.get(queue.usage.remote()), time.perf_counter(), step
+    before, others = ray.get(queue.usage.remote()), others_cpu_s(hosts)
+    began, first = time.perf_counter(), step
     step = consume(queue, hosts, step, seconds, waits)
-    took, after = time.perf_counter() - began, ray.get(queue.usage.remote())
+    took = time.perf_counter() - began
+    after, others = ray.get(queue.usage.remote()), others_cpu_s(hosts) - others
     taken = ray.get([h.taken.remote() for h in hosts])
     groups = (step - first) * per_step
     stats = ray.get(queue.stats.remote())
@@ -146,6 +151,7 @@ def measure(actors: int, rate: float, seconds: float, tokens: int) -> dict[str, 
         "groups_per_step": per_step,
         "groups_per_s": round(groups / took),
         "queue_cpu_us_per_group": round(1e6 * (after["cpu_s"] - before["cpu_s"]) / groups),
+        "other_cpu_us_per_group": round(1e6 * others / groups),
         "queue_cpu": round((after["cpu_s"] - before["cpu_s"]) / took, 2),
         "queue_mib": round(after["resident_mib"]),
         **{name: percentiles([w for t in taken for w in t[name]]) for name in ("lease", "commit")},
@@ -167,6 +173,11 @@ def consume(queue: Any, hosts: list[Any], step: int, seconds: float, waits: list
         step += 1
         ray.get([queue.published.remote(step), *(h.published.remote(step) for h in hosts)])
     return step
+
+
+def others_cpu_s(hosts: list[Any]) -> float:
+    """Processor seconds of the simulated actors and of this process."""
+    return time.process_time() + sum(ray.get([h.cpu_s.remote() for h in hosts]))
 
 
 def percentiles(waits: list[float]) -> dict[str, float]:

@@ -137,6 +137,10 @@ def _queue_metrics(stats: dict[str, Any]) -> dict[str, float]:
         "resampled",
         "kept_equal",
         "expired",
+        "aborted",
+        "stragglers_accepted",
+        "stragglers_reissued",
+        "dropped_straggler",
     )
     return {f"queue/{key}": float(stats[key]) for key in keys if key in stats}
 

@@ -1,26 +1,33 @@
 """The queue actor in a real Ray: long polls, exactly once, lost actors, stop, save and restore."""
 
 import asyncio
-import dataclasses
 import json
 import sys
 import time
 
 import helpers_mixing
+import helpers_queue
 import pytest
 import ray
 from helpers_mixing import Counting, prompt
+from helpers_queue import (
+    LONG,
+    SOON,
+    commit_of,
+    commit_one,
+    lease_from,
+    lease_of,
+    make_group,
+    still_waiting,
+    taken,
+)
 
-from actors.packed import PackedGroup, has_equal_rewards
-from actors.queue import group_from_dict, start_queue
+from actors.packed import PackedGroup
+from actors.queue import start_queue
 from actors.queue_client import QueueClient
 from uniapl.config import Config
-from uniapl.records import Group, Sample, Score, VersionSpan
 
-LONG = 60.0  # seconds: a poll that takes this long has hung
-SOON = 10.0
-
-for module in (helpers_mixing, sys.modules[__name__]):  # tests/ is not on the path of Ray's workers
+for module in (helpers_mixing, helpers_queue, sys.modules[__name__]):  # tests/ is not on the path of Ray's workers
     ray.cloudpickle.register_pickle_by_value(module)
 
 
@@ -72,44 +79,6 @@ def make_queue():
     yield make
     for queue in queues:
         ray.kill(queue)
-
-
-def make_group(lease, version=0, unscored=None, rewards=(0.0, 1.0)):
-    """Two short samples, as an engine with weights `version` would have made them."""
-    scores = [Score(None if unscored else reward, unscored, {"check": True}) for reward in rewards]
-    spans = [VersionSpan(0, 2, version)]
-    samples = [Sample([n, 7], [-0.5, -0.25], spans, "text", "stop", score) for n, score in enumerate(scores)]
-    return Group(lease.id, lease.prompt, samples, lease.actor, generate_s=0.5, score_s=0.125)
-
-
-def lease_of(queue, actor="a", wait_s=LONG):
-    return lease_from(queue.lease.remote(actor, 1, wait_s))
-
-
-def lease_from(call, timeout=None):
-    """The lease that a call for one gave; None where it gave none."""
-    return next(iter(ray.get(call, timeout=timeout)), None)
-
-
-def commit_one(queue, actor="a", version=0):
-    lease = lease_of(queue, actor)
-    assert taken(queue, make_group(lease, version))
-    return lease
-
-
-def commit_of(queue, group, want=0):
-    """A call that commits one group."""
-    return queue.commit.remote([PackedGroup.of(group)], want)
-
-
-def taken(queue, group):
-    """Whether the queue took it."""
-    [accepted], _ = ray.get(commit_of(queue, group), timeout=SOON)
-    return accepted
-
-
-def still_waiting(call, seconds=0.3):
-    return ray.wait([call], timeout=seconds)[0] == []
 
 
 @ray.remote(num_cpus=0)
@@ -318,24 +287,6 @@ def test_with_resampling_synchronous_batches_do_not_depend_on_who_commits_when(m
     assert stats[0]["resampled"] == stats[1]["resampled"] > 0
 
 
-class Nobody:
-    id, actor, prompt = 3, "a", prompt("0")
-
-
-@pytest.mark.parametrize(
-    ("rewards", "equal"), [((0.5, 0.5), True), ((0.5, 0.25), False), ((0.0, None), False), ((None, None), False)]
-)
-def test_rewards_are_equal_only_where_all_samples_are_scored_alike(rewards, equal):
-    assert has_equal_rewards(make_group(Nobody, rewards=rewards)) is equal
-
-
-def test_a_group_without_scores_has_no_equal_rewards():
-    group = make_group(Nobody)
-    for sample in group.samples:
-        sample.score = None
-    assert not has_equal_rewards(group)
-
-
 def test_dropping_over_stale_groups_wakes_whoever_waits_for_a_lease(make_queue):
     queue = make_queue(groups=1, staleness=0)
     commit_one(queue)
@@ -406,13 +357,6 @@ def test_a_saved_queue_continues_in_another_actor(make_queue):
     assert batch.groups[0].group() == make_group(ready)
     assert batch.groups[1].group().prompt == lost.prompt
     assert [d.id for d in batch.demonstrations] == ["0"]
-
-
-def test_a_group_written_out_reads_back_the_same():
-    group = make_group(Nobody, version=2)
-    group.samples[0].score = None
-    packed = json.loads(json.dumps(dataclasses.asdict(group)))
-    assert group_from_dict(packed) == group
 
 
 def test_without_rollouts_batches_are_demonstrations_alone(make_queue):

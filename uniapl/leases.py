@@ -68,6 +68,13 @@ class Lease:
 
 
 @dataclass(frozen=True)
+class Committed:
+    """The lease was open. `outcome` says whether the group is ready or why it was thrown away."""
+
+    outcome: Literal["ready", "regenerated", "dropped_unscored", "resampled"]
+
+
+@dataclass(frozen=True)
 class Refused:
     """The group does not count; nothing about other groups changed."""
 

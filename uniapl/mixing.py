@@ -19,8 +19,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from uniapl.leases import LEASE_COUNTERS, NEW_WEIGHTS, STRAGGLER, Lease, Leases, Refused, Task, task_from_dict
-from uniapl.ready import ReadyGroup, ReadyGroups, pack_ready, unpack_ready
+from uniapl.leases import (
+    LEASE_COUNTERS,
+    NEW_WEIGHTS,
+    STRAGGLER,
+    Committed,
+    Lease,
+    Leases,
+    Refused,
+    Task,
+    task_from_dict,
+)
+from uniapl.ready import BatchPlan, ReadyGroup, ReadyGroups, pack_ready, unpack_ready
 from uniapl.records import Demonstration, Prompt
 
 T_co = TypeVar("T_co", covariant=True)
@@ -50,22 +60,6 @@ class Source(Protocol[T_co]):
     def state_dict(self) -> dict[str, Any]: ...
 
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
-
-
-@dataclass(frozen=True)
-class BatchPlan:
-    """What optimizer step `step` consumes: groups in the order of their sequence, demonstrations."""
-
-    step: int
-    groups: list[ReadyGroup]
-    demonstrations: list[Demonstration]
-
-
-@dataclass(frozen=True)
-class Committed:
-    """The lease was open. `outcome` says whether the group is ready or why it was thrown away."""
-
-    outcome: Literal["ready", "regenerated", "dropped_unscored", "resampled"]
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from uniapl.leases import Task, task_from_dict
+from uniapl.records import Demonstration
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,15 @@ class ReadyGroup:
     oldest_version: int
     tokens: int
     actor: str
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """What optimizer step `step` consumes: groups in the order of their sequence, demonstrations."""
+
+    step: int
+    groups: list[ReadyGroup]
+    demonstrations: list[Demonstration]
 
 
 class ReadyGroups:
