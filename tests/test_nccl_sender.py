@@ -80,6 +80,7 @@ class LocalSource(VersionSource):
 @pytest.fixture
 def engines(ray_session: Any) -> Iterator[list[Any]]:
     made = [ray_session.remote(KeepsCalls).options(num_cpus=0).remote() for _ in range(2)]
+    ray_session.get([engine.kept.remote() for engine in made])  # they are up, before a deadline runs
     yield made
     for engine in made:
         ray_session.kill(engine)
