@@ -236,7 +236,8 @@ class RolloutActor:
         self._updating = False
         await self._alive(self._engine.reset_prefix_cache(reset_running_requests=True))
         digests = await self._alive(self._engine.collective_rpc("received_digest"))
-        return int(await self._alive(self._engine.get_weight_version())), digests[0]
+        # One checksum, or where workers of this engine differ all of them, which no sender has.
+        return int(await self._alive(self._engine.get_weight_version())), " ".join(dict.fromkeys(digests))
 
     async def resume(self) -> None:
         """Go on generating, with the weights that the learner has found to be right."""

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayActorError, RayError
 
 from uniapl.transfer import TransferError
 
@@ -138,7 +138,7 @@ class EngineClient:
             for ref in done:
                 try:
                     answers[calls[ref]] = ray.get(ref)
-                except (RayActorError, RayTaskError) as error:
+                except RayError as error:
                     lost[calls[ref]] = _reason(error, what)
             if let_go and (not done or lost or any(answers.values())):
                 let_go()

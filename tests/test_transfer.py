@@ -14,6 +14,8 @@ import xxhash
 
 from uniapl.transfer import (
     CHECKSUM_BYTES,
+    PIECE_BYTES,
+    PIECES,
     Deadline,
     Layout,
     TransferError,
@@ -22,8 +24,6 @@ from uniapl.transfer import (
     finish,
     join_group,
     open_store,
-    pack,
-    packed_bytes,
     receive,
     send,
 )
@@ -42,13 +42,14 @@ def pair(timeout_s: float = 20.0) -> tuple[Any, Any]:
         return join_group(HOST, store.port, 0, 2, deadline), other.result()
 
 
-def packed(tensors: list[torch.Tensor], digest: xxhash.xxh3_64) -> torch.Tensor:
-    return pack(tensors, torch.empty(packed_bytes(tensors), dtype=torch.uint8), digest)
-
-
-def send_packed(group: Any, buckets: list[torch.Tensor]) -> None:
-    for bucket in buckets:
-        finish(broadcast(group, bucket, Deadline.after(20)))
+def send_with_a_flaw(group: Any) -> None:
+    """Both buckets by hand, the second one not as its checksum says."""
+    for number, bucket in enumerate(BUCKETS):
+        data = torch.cat([t.view(-1).view(torch.uint8) for t in bucket])
+        checksum = torch.frombuffer(bytearray(xxhash.xxh3_64_digest(data.numpy())), dtype=torch.uint8)
+        data[3] ^= number
+        for part in (data, checksum):
+            finish(broadcast(group, part, Deadline.after(20)))
 
 
 def test_buckets_arrive_as_they_were_sent_with_the_same_digest() -> None:
@@ -64,13 +65,25 @@ def test_buckets_arrive_as_they_were_sent_with_the_same_digest() -> None:
         assert torch.equal(received[name], tensor)
 
 
+def test_buckets_of_many_pieces_arrive_whole() -> None:
+    """Pieces that end within a tensor, at its end, and more of them than a sender has buffers."""
+    sender, receiver = pair()
+    draw = torch.Generator().manual_seed(0)
+    sizes = [PIECE_BYTES + 5, 7, PIECE_BYTES - 12, (PIECES + 2) * PIECE_BYTES, 3]
+    tensors = [torch.randint(256, (size,), generator=draw, dtype=torch.uint8) for size in sizes]
+    layout = Layout([str(i) for i in range(5)], [torch.uint8] * 5, [[size] for size in sizes], [0, 3, 5])
+    with ThreadPoolExecutor(1) as beside:
+        beside.submit(send, sender, [tensors[:3], tensors[3:]], Deadline.after(20), xxhash.xxh3_64(), Event())
+        received = dict(receive(receiver, layout, Deadline.after(20), xxhash.xxh3_64()))
+    for number, tensor in enumerate(tensors):
+        assert torch.equal(received[str(number)], tensor)
+
+
 def test_bytes_that_do_not_match_their_checksum_are_refused_and_their_bucket_is_named() -> None:
     sender, receiver = pair()
     digest = xxhash.xxh3_64()
-    buckets = [packed(bucket, digest) for bucket in BUCKETS]
-    buckets[1][3] ^= 1
     with ThreadPoolExecutor(1) as beside:
-        beside.submit(send_packed, sender, buckets)
+        beside.submit(send_with_a_flaw, sender)
         with pytest.raises(TransferError, match=r"checksum of the bucket c \.\.\. c does not match"):
             list(receive(receiver, LAYOUT, Deadline.after(20), digest))
 

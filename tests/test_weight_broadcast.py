@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from cluster.self_check import SelfCheckError, check_weight_round_trip
 from uniapl.config import Config
@@ -187,3 +188,26 @@ def test_an_engine_killed_while_it_receives_is_cut_off_and_the_other_gets_the_we
     assert learner.connect(engines[:1]).lost == {}
     assert learner.broadcast(21).lost == {}
     assert disagreement(learner, greedy(ray_session, engines[0])) <= 1e-4
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="nccl needs two GPUs: the learner's and the engine's")
+def test_on_gpus_the_engine_gets_the_weights_over_nccl(ray_session: Any, tiny: Path) -> None:
+    from actors.rollout import RolloutActor
+    from cluster.placement import learner_options, rollout_options
+    from learner.group import LearnerGroup
+
+    config = config_for(tiny, actors=1)
+    engine = ray_session.remote(RolloutActor).options(**rollout_options(config, gpu=True)).remote("gpu", config, True)
+    learner = LearnerGroup(
+        config.model_copy(update={"learner": config.learner.model_copy(update={"ranks": 1})}), learner_options(gpu=True)
+    )
+    ray_session.get([*learner.start(), engine.start.remote()])
+    assert learner.connect([engine]).lost == {}
+    before = greedy(ray_session, engine)
+    learner.step(0, [], [], [Demonstration("d", [5, 6, 7, 8], [40, 41, 42])], ONLY_DEMONSTRATIONS)
+    assert disagreement(learner, before) > 0.01, "training must have moved the learner"
+    sent = learner.broadcast(1)
+    assert sent.lost == {}
+    assert sent.metrics["broadcast/bytes"] > 100_000
+    assert disagreement(learner, greedy(ray_session, engine)) <= 1e-3
+    ray_session.get(engine.shutdown.remote())

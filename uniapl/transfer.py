@@ -1,14 +1,15 @@
 """The wire of a CPU weight broadcast: a gloo group and checksummed buckets, the same on both sides.
 
-A bucket is one layer's tensors as bytes, followed by the 8 bytes of their xxh3 checksum. Every wait ends by a
-deadline. Who closes its group or its store lets all that wait for it go at once, with an error; who does not, holds
-them to their deadlines.
+A bucket is one layer's tensors as bytes, in pieces, followed by the 8 bytes of their xxh3 checksum. Every wait ends
+by a deadline. Who closes its group or its store lets all that wait for it go at once, with an error; who does not,
+holds them to their deadlines.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -20,6 +21,9 @@ import xxhash
 from torch import Tensor
 
 CHECKSUM_BYTES = 8
+PIECE_BYTES = 4 << 20
+PIECES = 8
+"""Of a sender, at most, on the wire or about to be: 32 MiB."""
 SHORTEST_WAIT_S = 0.001
 """A wait of 0 would mean one without end to gloo."""
 
@@ -104,26 +108,32 @@ def _line(error: BaseException) -> str:
     return str(error).strip().splitlines()[0][:200]
 
 
-def pack(tensors: list[Tensor], buffer: Tensor, digest: xxhash.xxh3_64) -> Tensor:
-    """Write `tensors` and their checksum into `buffer`, and the checksum into `digest`.
+class _Pipeline:
+    """Pieces on the wire, in a bounded number of buffers."""
 
-    Args:
-        tensors: of one bucket, on any device.
-        buffer: [bytes] uint8, at least `packed_bytes(tensors)` long.
-        digest: of all buckets so far.
+    def __init__(self, group: dist.ProcessGroupGloo, deadline: Deadline) -> None:
+        self._group, self._deadline = group, deadline
+        self._buffers: deque[Tensor] = deque()
+        self._on_wire: deque[dist.Work] = deque()
+        self.sent = 0
 
-    Returns:
-        the part of `buffer` that was written.
-    """
-    at = 0
-    for tensor in tensors:
-        source = tensor.detach().contiguous().view(-1).view(torch.uint8)
-        buffer[at : at + source.numel()].copy_(source)
-        at += source.numel()
-    checksum = xxhash.xxh3_64_digest(buffer[:at].numpy())
-    digest.update(checksum)
-    buffer[at : at + CHECKSUM_BYTES] = torch.frombuffer(bytearray(checksum), dtype=torch.uint8)
-    return buffer[: at + CHECKSUM_BYTES]
+    def buffer(self) -> Tensor:
+        """[PIECE_BYTES] uint8, to be filled; waits for the oldest piece where there are enough."""
+        if len(self._buffers) < PIECES:
+            self._buffers.append(torch.empty(PIECE_BYTES, dtype=torch.uint8))
+            return self._buffers[-1]
+        finish(self._on_wire.popleft())
+        self._buffers.append(self._buffers.popleft())
+        return self._buffers[-1]
+
+    def send(self, piece: Tensor) -> None:
+        """Begin to send what is in the last buffer given out, or in a part of it."""
+        self._on_wire.append(broadcast(self._group, piece, self._deadline))
+        self.sent += piece.numel()
+
+    def finish(self) -> None:
+        while self._on_wire:
+            finish(self._on_wire.popleft())
 
 
 def send(
@@ -133,14 +143,17 @@ def send(
     digest: xxhash.xxh3_64,
     stop: Event,
 ) -> int:
-    """Broadcast every layer from rank 0 as one bucket: while one is on the wire, the next is gathered and packed.
+    """Broadcast every layer from rank 0 as one bucket.
+
+    It goes in pieces that stay in the processor's cache while they are copied, checksummed and sent; while the last
+    of them are on the wire the next layer is gathered.
 
     Args:
         group: of sender and receivers.
         layers: their tensors, each layer's held until the next one is asked for.
         deadline: of all.
         digest: of all buckets.
-        stop: set to end it between two buckets.
+        stop: set to end it between two layers.
 
     Returns:
         bytes sent.
@@ -148,28 +161,39 @@ def send(
     Raises:
         TransferInterruptedError: stopped, or a receiver is gone, or the deadline is over.
     """
-    buffers = [torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.uint8)]
-    on_wire: dist.Work | None = None
-    sent = 0
+    pipeline = _Pipeline(group, deadline)
     for tensors in layers:
         if stop.is_set():
             raise TransferInterruptedError("stopped")
-        buffers.reverse()
-        if buffers[0].numel() < packed_bytes(tensors):
-            buffers[0] = torch.empty(packed_bytes(tensors), dtype=torch.uint8)
-        bucket = pack(tensors, buffers[0], digest)
-        if on_wire:
-            finish(on_wire)
-        on_wire = broadcast(group, bucket, deadline)
-        sent += bucket.numel()
-    if on_wire:
-        finish(on_wire)
-    return sent
+        _send_bucket(pipeline, tensors, digest)
+    pipeline.finish()
+    return pipeline.sent
 
 
-def packed_bytes(tensors: list[Tensor]) -> int:
-    """Bytes of a bucket on the wire."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in tensors) + CHECKSUM_BYTES
+def _send_bucket(pipeline: _Pipeline, tensors: list[Tensor], digest: xxhash.xxh3_64) -> None:
+    checksum = xxhash.xxh3_64()
+    for piece in _pieces(tensors, pipeline.buffer):
+        checksum.update(piece.numpy())
+        pipeline.send(piece)
+    digest.update(checksum.digest())
+    trailer = pipeline.buffer()[:CHECKSUM_BYTES]
+    trailer.copy_(torch.frombuffer(bytearray(checksum.digest()), dtype=torch.uint8))
+    pipeline.send(trailer)
+
+
+def _pieces(tensors: list[Tensor], buffer: Callable[[], Tensor]) -> Iterator[Tensor]:
+    """The bytes of `tensors` one after the other, copied into pieces of PIECE_BYTES and a shorter last one."""
+    piece, filled = buffer(), 0
+    for tensor in tensors:
+        data, at = tensor.detach().contiguous().view(-1).view(torch.uint8), 0
+        while at < data.numel():
+            if filled == PIECE_BYTES:
+                yield piece
+                piece, filled = buffer(), 0
+            length = min(PIECE_BYTES - filled, data.numel() - at)
+            piece[filled : filled + length].copy_(data[at : at + length])
+            filled, at = filled + length, at + length
+    yield piece[:filled]
 
 
 @dataclass(frozen=True)
@@ -198,31 +222,45 @@ def receive(
         TransferError: bytes do not match their checksum.
     """
     buckets = list(pairwise(layout.bounds))
-
-    def begin(number: int) -> tuple[Tensor, dist.Work]:
-        buffer = torch.empty(sum(layout.sizes(*buckets[number])) + CHECKSUM_BYTES, dtype=torch.uint8)
-        return buffer, broadcast(group, buffer, deadline)
-
-    coming = begin(0)
-    for number, (start, end) in enumerate(buckets):
-        buffer, work = coming
-        finish(work)
+    coming = _Coming(group, layout, buckets[0], deadline)
+    for number in range(len(buckets)):
+        bucket = coming
+        digest.update(bucket.arrive())
         if number + 1 < len(buckets):
-            coming = begin(number + 1)
-        yield from _unpack(buffer, layout, start, end, digest)
+            coming = _Coming(group, layout, buckets[number + 1], deadline)
+        yield from bucket.unpack()
 
 
-def _unpack(
-    buffer: Tensor, layout: Layout, start: int, end: int, digest: xxhash.xxh3_64
-) -> Iterator[tuple[str, Tensor]]:
-    names = layout.names[start:end]
-    data, trailer = buffer[:-CHECKSUM_BYTES], buffer[-CHECKSUM_BYTES:]
-    checksum = xxhash.xxh3_64_digest(data.numpy())
-    if checksum != trailer.numpy().tobytes():
-        raise TransferError(f"checksum of the bucket {names[0]} ... {names[-1]} does not match")
-    digest.update(checksum)
-    parts = data.split(layout.sizes(start, end))
-    for name, dtype, shape, part in zip(names, layout.dtypes[start:end], layout.shapes[start:end], parts, strict=True):
-        # A slice need not be aligned for its dtype: copy it out where it is not.
-        aligned = part if part.storage_offset() % dtype.itemsize == 0 else part.clone()
-        yield name, aligned.view(dtype).view(shape)
+class _Coming:
+    """A bucket that is being received."""
+
+    def __init__(
+        self, group: dist.ProcessGroupGloo, layout: Layout, bounds: tuple[int, int], deadline: Deadline
+    ) -> None:
+        self._layout, self._bounds = layout, slice(*bounds)
+        self._sizes = layout.sizes(*bounds)
+        self._data = torch.empty(sum(self._sizes), dtype=torch.uint8)
+        self._trailer = torch.empty(CHECKSUM_BYTES, dtype=torch.uint8)
+        pieces = [*self._data.split(PIECE_BYTES), self._trailer]
+        self._on_wire = [(piece, broadcast(group, piece, deadline)) for piece in pieces]
+
+    def arrive(self) -> bytes:
+        """Wait for all of it; returns its checksum."""
+        checksum = xxhash.xxh3_64()
+        for piece, work in self._on_wire:
+            finish(work)
+            if piece is not self._trailer:
+                checksum.update(piece.numpy())
+        if checksum.digest() != self._trailer.numpy().tobytes():
+            names = self._layout.names[self._bounds]
+            raise TransferError(f"checksum of the bucket {names[0]} ... {names[-1]} does not match")
+        return checksum.digest()
+
+    def unpack(self) -> Iterator[tuple[str, Tensor]]:
+        """Its tensors, which share its memory."""
+        at, layout = self._bounds, self._layout
+        parts = self._data.split(self._sizes)
+        for name, dtype, shape, part in zip(layout.names[at], layout.dtypes[at], layout.shapes[at], parts, strict=True):
+            # A slice need not be aligned for its dtype: copy it out where it is not.
+            aligned = part if part.storage_offset() % dtype.itemsize == 0 else part.clone()
+            yield name, aligned.view(dtype).view(shape)
