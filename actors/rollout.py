@@ -52,6 +52,8 @@ class RolloutActor:
 
     async def run(self) -> int:
         """Lease, generate, score and commit until `stop()`; returns the number of groups committed."""
+        if self._config.queue.max_staleness == 0:
+            return await self._produce_rounds()
         loops = [self._produce() for _ in range(self._config.rollout.groups_in_flight)]
         return sum(await asyncio.gather(*loops))
 
@@ -69,27 +71,57 @@ class RolloutActor:
         committed = 0
         while not self._stopping:
             lease = await self._queue.lease.remote(self._name, LEASE_WAIT_S)
-            if lease is None:
-                continue
-            group = await self._make_group(lease)
-            if group is None:
-                await self._queue.release.remote(lease.id, "aborted for new weights")
-                continue
-            committed += await self._queue.commit.remote(lease.id, group)
+            if lease is not None:
+                began = time.monotonic()
+                committed += await self._answer(lease, await self._submit_lease(lease), began)
         return committed
 
-    async def _make_group(self, lease: Any) -> Group | None:
+    async def _produce_rounds(self) -> int:
+        """Strictly synchronous: what the engine computes together does not depend on timing.
+
+        A logit's last bits depend on what else is in the batch. So all of a round enters a paused engine, in
+        order, and the engine's steps then follow from the round alone.
+        """
+        committed = 0
+        while not self._stopping:
+            leases = await self._queue.lease_round.remote(self._name, LEASE_WAIT_S)
+            if leases:
+                began = time.monotonic()
+                streams = await self._submit_together(leases)
+                answers = [self._answer(lease, s, began) for lease, s in zip(leases, streams, strict=True)]
+                committed += sum(await asyncio.gather(*answers))
+        return committed
+
+    async def _submit_together(self, leases: list[Any]) -> list[Any]:
+        """Requests of all leases, none of which runs before the last one is there; nothing is cached before."""
+        await self._engine.pause_generation(mode="keep", clear_cache=False)
+        try:
+            await self._engine.reset_prefix_cache()
+            return [await self._submit_lease(lease) for lease in leases]
+        finally:
+            await self._engine.resume_generation()
+
+    async def _answer(self, lease: Any, stream: Any, began: float) -> bool:
+        """Commit the group of a lease, or give the lease back; whether it was committed."""
+        group = await self._make_group(lease, stream, began)
+        if group is None:
+            await self._queue.release.remote(lease.id, "aborted for new weights")
+            return False
+        return await self._queue.commit.remote(lease.id, group)
+
+    async def _make_group(self, lease: Any, stream: Any, began: float) -> Group | None:
         """None where `rollout.update_mode: abort` ended a response before it was whole."""
-        r, began = self._config.rollout, time.monotonic()
-        samples = await self.generate(
-            lease.prompt.token_ids, r.group_size, r.temperature, r.max_tokens, self._seed(lease.sequence, lease.attempt)
-        )
+        samples = await self._collect(stream)
         if any(sample.finish_reason == "abort" for sample in samples):
             return None
         generated = time.monotonic()
         await self._score(lease.prompt, samples)
         done = time.monotonic()
         return Group(lease.id, lease.prompt, samples, self._name, generated - began, done - generated)
+
+    async def _submit_lease(self, lease: Any) -> Any:
+        r, seed = self._config.rollout, self._seed(lease.sequence, lease.attempt)
+        return await self._submit(lease.prompt.token_ids, r.group_size, r.temperature, r.max_tokens, seed)
 
     def _seed(self, sequence: int, attempt: int) -> int:
         """The sampler's seed is the run's, the lease's place and the attempt's: not this actor's."""
@@ -99,6 +131,10 @@ class RolloutActor:
         self, prompt_ids: list[int], n: int, temperature: float, max_tokens: int, seed: int
     ) -> list[Sample]:
         """n responses to one prompt, with the log-probabilities that the sampler used."""
+        return await self._collect(await self._submit(prompt_ids, n, temperature, max_tokens, seed))
+
+    async def _submit(self, prompt_ids: list[int], n: int, temperature: float, max_tokens: int, seed: int) -> Any:
+        """Hand a request to the engine; returns where its output will be."""
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
@@ -115,11 +151,13 @@ class RolloutActor:
         )
         self._requests += 1
         request_id = f"{self._name}-{self._requests}"
-        final = None
-        async for output in self._engine.generate({"prompt_token_ids": prompt_ids}, params, request_id):
-            final = output
-        if final is None:
-            raise RuntimeError(f"{self._name}: the engine ended request {request_id} without an output")
+        return await self._engine.add_request(request_id, {"prompt_token_ids": prompt_ids}, params)
+
+    async def _collect(self, stream: Any) -> list[Sample]:
+        """The samples of a request, in their order, when all of them are whole."""
+        final = await stream.get()
+        while not final.finished:
+            final = await stream.get()
         return [_sample(completion) for completion in sorted(final.outputs, key=lambda c: c.index)]
 
     async def _score(self, prompt: Prompt, samples: list[Sample]) -> None:

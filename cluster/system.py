@@ -81,6 +81,7 @@ class System:
     def begin_rollouts(self) -> None:
         """Let the engines lease prompts."""
         if self.config.objective.uses_rollouts:
+            ray.get(self.queue.set_members.remote([f"rollout-{i}" for i in range(len(self.engines))]))
             self._production = [engine.run.remote() for engine in self.engines]
 
     def next_batch(self) -> BatchRefs:

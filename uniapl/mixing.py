@@ -143,6 +143,11 @@ class MixingQueue:
         ahead = range(self._step, self._published + self.max_staleness + 1)
         return max(0, sum(self._needs(step)[0] for step in ahead) - len(self._leases.open) - len(self._ready))
 
+    @property
+    def open(self) -> int:
+        """How many leases are open."""
+        return len(self._leases.open)
+
     def lease(self, actor: str, now: float) -> Lease | None:
         """The next prompt for `actor`, those to be leased again first; None when admission forbids."""
         self.expire(now)
