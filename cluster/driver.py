@@ -48,12 +48,12 @@ def train(config: Config, resume: bool = False) -> Path:
     try:
         with LiveTable(config.run.steps) as live:
             live.phase("starting Ray")
-            # Signals come after Ray, which sets a handler of its own.
             with (
-                ray_session(config) as gpu,
                 Signals(config.run.grace_seconds) as signals,
+                ray_session(config) as gpu,
                 System(config, gpu) as system,
             ):
+                signals.arm()  # Ray took SIGTERM
                 live.phase("loading engines, learner and reward service")
                 system.start()
                 controllers = Controllers(config.objective)

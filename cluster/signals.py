@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -34,20 +34,26 @@ class Signals:
         """SIGTERM came: write a checkpoint now."""
 
     def __enter__(self) -> Signals:
-        self._before = {
-            number: signal.signal(number, handler)
-            for number, handler in (
-                (signal.SIGTERM, self._terminate),
-                (signal.SIGALRM, self._out_of_time),
-                (signal.SIGINT, self._interrupt),
-            )
-        }
+        self._before = {number: signal.getsignal(number) for number in self._handlers()}
+        self.arm()
         return self
 
     def __exit__(self, *_: object) -> None:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        for number in (signal.SIGTERM, signal.SIGALRM):  # a second Ctrl-C still ends at once
-            signal.signal(number, self._before[number])
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def arm(self) -> None:
+        """Take the signals; once more after something else took them."""
+        for number, handler in self._handlers().items():
+            signal.signal(number, handler)
+
+    def _handlers(self) -> dict[signal.Signals, Callable[[int, FrameType | None], None]]:
+        return {
+            signal.SIGTERM: self._terminate,
+            signal.SIGALRM: self._out_of_time,
+            signal.SIGINT: self._interrupt,
+        }
 
     @contextmanager
     def step(self) -> Iterator[None]:

@@ -1,0 +1,72 @@
+"""The command line as a user runs it, and what it must not leave behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+ROOT = Path(__file__).resolve().parent.parent
+ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
+
+
+def start(config: Path, *arguments: str, program: tuple[str, ...] = ("-m", "cluster.cli")) -> subprocess.Popen[str]:
+    """`uniapl train` in a process group of its own, as a shell starts it."""
+    return subprocess.Popen(
+        [sys.executable, *program, "train", str(config), *arguments],
+        cwd=config.parent,
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        # A suite that runs in the background of a shell hands on that Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def train(config: Path, *arguments: str) -> str:
+    """A run to its end; returns what it printed."""
+    process = start(config, *arguments)
+    output, _ = process.communicate(timeout=540)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def group_members(leader: int) -> list[str]:
+    """Command lines of the processes that still run in `leader`'s session."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+            if int(fields[3]) == leader and fields[0] != "Z":
+                found.append(stat.with_name("cmdline").read_text().replace("\0", " "))
+        except OSError:
+            continue
+    return found
+
+
+def shared_memory() -> set[str]:
+    """Names in /dev/shm."""
+    return set(os.listdir("/dev/shm"))
+
+
+def batch_rows(run: Path) -> list[list[dict[str, Any]]]:
+    """What each step of a run consumed: its rows of samples and demonstrations."""
+    return [pa.ipc.open_file(p).read_all().to_pylist() for p in sorted((run / "batches").glob("*.arrow"))]
+
+
+def assert_nothing_left(leader: int, memory: set[str], within_s: float) -> float:
+    """No process of `leader`'s session and nothing new in /dev/shm, at the latest after `within_s`; the seconds."""
+    began = time.monotonic()
+    while (left := group_members(leader)) and time.monotonic() - began < within_s:
+        time.sleep(0.1)
+    assert left == []
+    assert shared_memory() <= memory
+    return time.monotonic() - began
