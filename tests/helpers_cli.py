@@ -13,6 +13,8 @@ from typing import Any
 import pyarrow as pa
 
 ROOT = Path(__file__).resolve().parent.parent
+ORPHANS_S = 30.0
+"""How long Ray's processes may take to notice that their driver was killed."""
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
 
 
@@ -70,3 +72,30 @@ def assert_nothing_left(leader: int, memory: set[str], within_s: float) -> float
     assert left == []
     assert shared_memory() <= memory
     return time.monotonic() - began
+
+
+def killed(place: Path, call: str, *arguments: str) -> float:
+    """Run until the driver kills itself in `call` (killed_train.py); seconds until its last process had ended."""
+    before = shared_memory()
+    process = start(place, *arguments, program=(str(ROOT / "tests" / "killed_train.py"), call))
+    process.wait(timeout=300)  # what it prints until then fits into the pipe
+    ended = assert_nothing_left(process.pid, before, ORPHANS_S)
+    assert process.returncode == -signal.SIGKILL, process.communicate()[0][-3000:]
+    return ended
+
+
+def signalled(place: Path, step: int, number: int, *arguments: str) -> tuple[int, str]:
+    """Send a signal to the whole process group after `step`, as a terminal does; exit status and the output after."""
+    before = shared_memory()
+    process = start(place, *arguments)
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if f"step {step}/" in line:
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            break
+    rest, _ = process.communicate(timeout=150)
+    assert "Traceback" not in rest, seen + rest
+    assert_nothing_left(process.pid, before, 20)
+    return process.returncode, rest

@@ -3,8 +3,8 @@
     python killed_train.py CALL:STEP:SECONDS train CONFIG ...
 
 CALL is a method of the learner group (step, broadcast, save) and STEP the optimizer step (from 1) that it is for; or
-CALL is next_batch and STEP counts this process's waits. SECONDS after the call's beginning the driver dies. From
-outside nobody could hit a broadcast of milliseconds; so the driver tells itself when.
+CALL is next_batch, connect or start and STEP counts this process's calls of it. SECONDS after the call's beginning
+the driver dies. From outside nobody could hit a broadcast of milliseconds; so the driver tells itself when.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ STEP_OF: dict[str, Callable[..., int | None]] = {
     "save": lambda group, folder: int(folder.name.removeprefix("step-").removesuffix(".partial")),
 }
 
+COUNTED: dict[str, type] = {"next_batch": System, "connect": LearnerGroup, "start": LearnerGroup}
+
 
 def die_in(owner: type, name: str, step: int, seconds: float, step_of: Callable[..., int | None]) -> None:
     """Let `owner.name` for optimizer step `step` be the driver's last call."""
@@ -42,9 +44,9 @@ def die_in(owner: type, name: str, step: int, seconds: float, step_of: Callable[
 
 if __name__ == "__main__":
     call, step, seconds = sys.argv[1].split(":")
-    waits = itertools.count(1)
-    if call == "next_batch":
-        die_in(System, call, int(step), float(seconds), lambda system: next(waits))
+    calls = itertools.count(1)
+    if call in COUNTED:
+        die_in(COUNTED[call], call, int(step), float(seconds), lambda *_: next(calls))
     else:
         die_in(LearnerGroup, call, int(step), float(seconds), STEP_OF[call])
     sys.exit(main(sys.argv[2:]))

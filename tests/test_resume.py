@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from helpers_cli import ROOT, assert_nothing_left, shared_memory, start, train
+from helpers_cli import killed, signalled, start, train
 from helpers_exact import differences
 from helpers_toy import toy_config
 
@@ -29,8 +28,6 @@ OBJECTIVE = {
 }
 """Everything that a checkpoint must hold or leave alone: a weight that follows the expert's NLL, a cotrained
 discriminator, a frozen reference."""
-ORPHANS_S = 30.0
-"""How long Ray's processes may take to notice that their driver was killed."""
 
 
 def config(folder: Path, tiny: Path, name: str) -> Path:
@@ -41,32 +38,6 @@ def config(folder: Path, tiny: Path, name: str) -> Path:
         evaluation={"prompts": 0},
         objective=OBJECTIVE,
     )
-
-
-def killed(place: Path, call: str, *arguments: str) -> None:
-    """Run until the driver kills itself in `call`; see killed_train.py."""
-    before = shared_memory()
-    process = start(place, *arguments, program=(str(ROOT / "tests" / "killed_train.py"), call))
-    output, _ = process.communicate(timeout=300)
-    assert process.returncode == -signal.SIGKILL, output[-3000:]
-    assert_nothing_left(process.pid, before, ORPHANS_S)
-
-
-def signalled(place: Path, step: int, number: int, *arguments: str) -> tuple[int, str]:
-    """Send a signal to the whole process group after `step`, as a terminal does; exit status and the output after."""
-    before = shared_memory()
-    process = start(place, *arguments)
-    assert process.stdout is not None
-    seen = ""
-    for line in process.stdout:
-        seen += line
-        if f"step {step}/" in line:
-            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
-            break
-    rest, _ = process.communicate(timeout=150)
-    assert "Traceback" not in rest, seen + rest
-    assert_nothing_left(process.pid, before, 20)
-    return process.returncode, rest
 
 
 @pytest.fixture(scope="module")
