@@ -206,7 +206,8 @@ class QueueActor:
         """
         self._mixing.published(version)
         if self._synchronous:
-            self._at_publish = self._mixing.state_dict()  # nothing stands ready: a few numbers
+            state = self._mixing.state_dict()
+            self._at_publish = None if state["ready"] else state  # ready: left over from an asynchronous life
         await self._wake()
 
     async def stats(self) -> dict[str, Any]:
