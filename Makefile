@@ -8,13 +8,16 @@ RUN ?= local-$(shell date +%Y%m%d-%H%M%S)
 ARGS ?=
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: run test lint format bench clean lock lock-gpu setup
+.PHONY: run test chaos lint format bench clean lock lock-gpu setup
 
 run: $(STAMP) $(MODEL)/config.json
 	$(BIN)/uniapl train configs/local.yaml run.name=$(RUN) $(ARGS)
 
 test: lint
 	$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP)
+	$(BIN)/python -m pytest -m chaos --timeout=3600 tests/chaos $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -24,6 +24,7 @@ from uniapl.config import Config
 from uniapl.leases import Lease
 from uniapl.mixing import BatchPlan, Committed, MixingQueue, Source
 from uniapl.records import Demonstration, Group, Prompt, Sample, Score, VersionSpan
+from uniapl.rounds import lease_round
 
 T = TypeVar("T")
 MAX_CONCURRENCY = 10_000
@@ -75,6 +76,10 @@ class QueueActor:
         self._polls = self._wanted = 0  # how many calls wait for leases, and for how many
         self._drops: Counter[str] = Counter()  # how often each actor was lost
         self._releases: Counter[str] = Counter()
+        self._synchronous = queue.max_staleness == 0
+        self._members: list[str] = []  # who takes part in rounds
+        self._shares: dict[str, list[Lease]] = {}  # of the round, not yet asked for
+        self._at_publish: dict[str, Any] | None = None  # the state before a round, in synchronous mode
         self._stopped = False
         self._expiry: asyncio.Task | None = None
 
@@ -106,6 +111,32 @@ class QueueActor:
         while len(leases) < count and (lease := self._mixing.lease(actor, time.monotonic())) is not None:
             leases.append(lease)
         return leases or None
+
+    async def set_members(self, actors: list[str]) -> None:
+        """Who takes part in rounds from the next one on; whoever asks without being named joins them."""
+        self._members = sorted(actors)
+        await self._wake(everyone=True)
+
+    async def lease_round(self, actor: str, wait_s: float) -> list[Lease] | None:
+        """All that `actor` has to make of the next round (`uniapl.rounds`); None as from `lease`.
+
+        For the strictly synchronous mode: a round begins when no lease is open, so that what a member gets,
+        and in which order, follows from the seed and the members alone.
+        """
+        if self._expiry is None:
+            self._expiry = asyncio.create_task(self._expire_for_ever())
+        if actor not in self._members:
+            self._members = sorted([*self._members, actor])
+        drops = self._drops[actor]
+
+        def attempt() -> list[Lease] | None:
+            if not self._shares:
+                self._shares = lease_round(self._mixing, self._members, time.monotonic())
+                if self._shares:
+                    self._room.notify_all()
+            return self._shares.pop(actor, None)
+
+        return await self._poll(self._room, attempt, wait_s, given_up=lambda: self._drops[actor] != drops)
 
     async def commit(self, groups: list[PackedGroup], want: int = 0) -> tuple[list[bool], list[Lease]]:
         """Take scored groups of one actor, each once, and give it up to `want` leases where nobody waits for them.
@@ -150,6 +181,8 @@ class QueueActor:
         An actor started again under the same name may lease at once.
         """
         self._drops[actor] += 1
+        self._members = [member for member in self._members if member != actor]
+        self._shares.pop(actor, None)
         lost = self._mixing.drop_actor(actor)
         await self._wake(everyone=True)
         return lost
@@ -174,6 +207,9 @@ class QueueActor:
             ValueError: the version runs backward, or ahead of the batches that were handed out.
         """
         self._mixing.published(version)
+        if self._synchronous:
+            state = self._mixing.state_dict()
+            self._at_publish = None if state["ready"] else state  # ready: left over from an asynchronous life
         await self._wake()
 
     async def stats(self) -> dict[str, Any]:
@@ -187,14 +223,20 @@ class QueueActor:
     async def state(self, version: int | None = None) -> dict[str, Any]:
         """Everything a resumed run needs, ready groups written out, JSON-able.
 
+        In synchronous mode it is the state that the round of `version` began with: a resumed run makes the
+        whole round again, for half a round would be computed in other batches, with other last bits.
+
         Args:
             version: optimizer steps in the checkpoint that this goes into; the published one by default.
         """
+        if self._at_publish is not None and self._at_publish["version"] == version:
+            return self._at_publish
         return self._mixing.state_dict(pack=lambda handle: dataclasses.asdict(handle.group()), version=version)
 
     async def load_state(self, state: dict[str, Any]) -> None:
         """Continue from `state`; whatever was leased or ready before is forgotten."""
         self._mixing.load_state_dict(state, unpack=lambda group: PackedGroup.of(group_from_dict(group)))
+        self._shares, self._at_publish = {}, None
         await self._wake()
 
     async def stop(self) -> None:

@@ -23,11 +23,13 @@ class QueueClient:
     Args:
         queue: handle of the queue actor.
         actor: this rollout actor's name.
+        rounds: leases come with `lease_round` alone, never with a commit.
     """
 
-    def __init__(self, queue: Any, actor: str) -> None:
+    def __init__(self, queue: Any, actor: str, rounds: bool = False) -> None:
         self._queue = queue
         self._actor = actor
+        self._rounds = rounds
         self._finished: list[tuple[PackedGroup, asyncio.Future[bool]]] = []
         self._committing: asyncio.Task | None = None
         self._idle: list[asyncio.Future[Lease | None]] = []
@@ -44,6 +46,10 @@ class QueueClient:
         if self._leasing is None or self._leasing.done():
             self._leasing = asyncio.create_task(self._lease_for_idle())
         return await answer
+
+    async def lease_round(self) -> list[Lease]:
+        """All that this actor has to make of the next round; empty as `lease` gives None."""
+        return await self._queue.lease_round.remote(self._actor, LEASE_WAIT_S) or []
 
     async def commit(self, group: Group) -> bool:
         """Hand over a scored group; False when its lease had ended: then the group does not count."""
@@ -65,8 +71,9 @@ class QueueClient:
     async def _commit_finished(self) -> None:
         while self._finished:
             sent, self._finished = self._finished, []
+            want = 0 if self._rounds else len(sent)
             try:
-                accepted, leases = await self._queue.commit.remote([group for group, _ in sent], len(sent))
+                accepted, leases = await self._queue.commit.remote([group for group, _ in sent], want)
             except Exception as error:
                 for _, answer in sent:
                     answer.set_exception(error)

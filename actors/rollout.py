@@ -64,7 +64,10 @@ class RolloutActor:
 
     async def run(self) -> int:
         """Lease, generate, score and commit until `stop()`; returns the number of groups committed."""
-        queue = QueueClient(self._queue, self._name)
+        rounds = self._config.queue.max_staleness == 0
+        queue = QueueClient(self._queue, self._name, rounds)
+        if rounds:
+            return await self._produce_rounds(queue)
         loops = [self._produce(queue) for _ in range(self._config.rollout.groups_in_flight)]
         committed = sum(await asyncio.gather(*loops))
         await queue.close()
@@ -84,25 +87,54 @@ class RolloutActor:
         committed = 0
         while not self._stopping:
             lease = await queue.lease()
-            if lease is None:
-                continue
-            last = lease.task.aborts >= MAX_ABORTS
-            self._to_finish += last
-            group = await self._make_group(lease)
-            self._to_finish -= last
-            if isinstance(group, str):
-                await queue.release(lease.id, group)
-            else:
-                committed += await queue.commit(group)
+            if lease is not None:
+                began = time.monotonic()
+                committed += await self._answer(queue, lease, await self._submit_lease(lease), began)
         return committed
 
-    async def _make_group(self, lease: Lease) -> Group | str:
+    async def _produce_rounds(self, queue: QueueClient) -> int:
+        """Strictly synchronous: what the engine computes together does not depend on timing.
+
+        A logit's last bits depend on what else is in the batch. So all of a round enters a paused engine, in
+        order, and the engine's steps then follow from the round alone.
+        """
+        committed = 0
+        while not self._stopping:
+            if leases := await queue.lease_round():
+                began = time.monotonic()
+                submitted = await self._submit_together(leases)
+                answers = [self._answer(queue, lease, s, began) for lease, s in zip(leases, submitted, strict=True)]
+                committed += sum(await asyncio.gather(*answers))
+        return committed
+
+    async def _submit_together(self, leases: list[Lease]) -> list[list[Any]]:
+        """Requests of all leases, none of which runs before the last one is there; nothing is cached before."""
+        await self._engine.pause_generation(mode="keep", clear_cache=False)
+        try:
+            await self._engine.reset_prefix_cache()
+            return [await self._submit_lease(lease) for lease in leases]
+        finally:
+            await self._engine.resume_generation()
+
+    async def _submit_lease(self, lease: Lease) -> list[Any]:
+        r, seed = self._config.rollout, self._seed(lease.sequence, lease.attempt)
+        return await self._submit(lease.prompt.token_ids, r.group_size, r.temperature, r.max_tokens, seed)
+
+    async def _answer(self, queue: QueueClient, lease: Lease, submitted: list[Any], began: float) -> bool:
+        """Commit the group of a lease, or give the lease back; whether it was committed."""
+        last = lease.task.aborts >= MAX_ABORTS
+        self._to_finish += last
+        group = await self._make_group(lease, submitted, began)
+        self._to_finish -= last
+        if isinstance(group, Group):
+            return await queue.commit(group)
+        await queue.release(lease.id, group)
+        return False
+
+    async def _make_group(self, lease: Lease, submitted: list[Any], began: float) -> Group | str:
         """The scored group, or why there is none, which is what its lease is released with."""
-        r, q, began = self._config.rollout, self._config.queue, time.monotonic()
-        seed = self._seed(lease.sequence, lease.attempt)
-        samples = await self.generate(
-            lease.prompt.token_ids, r.group_size, r.temperature, r.max_tokens, seed, q.group_timeout_s
-        )
+        r, q = self._config.rollout, self._config.queue
+        samples = await self._collect(submitted, q.group_timeout_s)
         if any(sample.finish_reason == "abort" for sample in samples):
             return NEW_WEIGHTS
         if len(samples) < (q.min_group if q.on_straggler == "accept" else r.group_size):
@@ -117,43 +149,41 @@ class RolloutActor:
         return xxhash.xxh32_intdigest(f"{self._config.run.seed}/{sequence}/{attempt}".encode()) >> 1
 
     async def generate(
-        self,
-        prompt_ids: list[int],
-        n: int,
-        temperature: float,
-        max_tokens: int,
-        seed: int,
-        timeout_s: float | None = None,
+        self, prompt_ids: list[int], n: int, temperature: float, max_tokens: int, seed: int
     ) -> list[Sample]:
-        """n responses to one prompt, with the log-probabilities that the sampler used.
+        """n responses to one prompt, with the log-probabilities that the sampler used."""
+        return await self._collect(await self._submit(prompt_ids, n, temperature, max_tokens, seed))
+
+    async def _submit(self, prompt_ids: list[int], n: int, temperature: float, max_tokens: int, seed: int) -> list[Any]:
+        """Hand n requests to the engine; returns where their responses will be.
 
         Each is a request of its own, with the seed `seed + i`, as vLLM itself divides a request for n.
+        """
+        submitted = []
+        for i in range(n):
+            self._requests += 1
+            params = self._sampling(temperature, max_tokens, seed + i)
+            request_id = f"{self._name}-{self._requests}"
+            submitted.append(await self._engine.add_request(request_id, {"prompt_token_ids": prompt_ids}, params))
+        return submitted
+
+    async def _collect(self, submitted: list[Any], timeout_s: float | None = None) -> list[Sample]:
+        """The samples of requests, in their order.
 
         Args:
             timeout_s: then those that are not finished are ended in the engine and left out; None: no limit.
         """
-        responses = [
-            asyncio.create_task(self._respond(prompt_ids, temperature, max_tokens, seed + i)) for i in range(n)
-        ]
+        responses = [asyncio.create_task(_response(stream)) for stream in submitted]
         try:
             await asyncio.wait(responses, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
         finally:
+            late = [stream for stream, task in zip(submitted, responses, strict=True) if not task.done()]
             for response in responses:
-                response.cancel()  # AsyncLLM ends the request of a cancelled caller
+                response.cancel()
             await asyncio.wait(responses)
+            if late and not self._engine.errored:
+                await self._engine.abort([stream.request_id for stream in late], internal=True)
         return [response.result() for response in responses if not response.cancelled()]
-
-    async def _respond(self, prompt_ids: list[int], temperature: float, max_tokens: int, seed: int) -> Sample:
-        """One response."""
-        params = self._sampling(temperature, max_tokens, seed)
-        self._requests += 1
-        request_id = f"{self._name}-{self._requests}"
-        final = None
-        async for output in self._engine.generate({"prompt_token_ids": prompt_ids}, params, request_id):
-            final = output
-        if final is None:
-            raise RuntimeError(f"{self._name}: the engine ended request {request_id} without an output")
-        return _sample(final.outputs[0])
 
     def _sampling(self, temperature: float, max_tokens: int, seed: int) -> Any:
         """vLLM's parameters for one response."""
@@ -265,6 +295,14 @@ class RolloutActor:
                 task.cancel()
                 raise EngineDiedError(f"{self._name}: the engine's process died")
         return task.result()
+
+
+async def _response(stream: Any) -> Sample:
+    """What a request has given when it is finished."""
+    output = await stream.get()
+    while not output.finished:
+        output = await stream.get()
+    return _sample(output.outputs[0])
 
 
 def _sample(completion: Any) -> Sample:

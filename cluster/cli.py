@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from pathlib import Path
 
 DATA_FOLDER = Path("data/local")
@@ -12,20 +13,28 @@ MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 2 wrong input, 130 Ctrl-C (1: a traceback)."""
+    """Run the command line; returns the exit status.
+
+    0: done, or ended by SIGTERM; 2: wrong input, or the run cannot go on; 130: Ctrl-C (1: a traceback).
+    """
     if not Path("/proc/driver/nvidia").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for a GPU and warns at every import
     sys.path.insert(0, os.getcwd())  # where a user's `module:function` rewards stand
     arguments = _arguments(argv)
+    from cluster.signals import Terminated
     from uniapl.config_errors import ConfigError
     from uniapl.data.errors import DataError
     from uniapl.runlog import RunError
 
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         return int(arguments.run(arguments) or 0)
     except (ConfigError, DataError, RunError) as error:
         print(getattr(error, "cause", error), file=sys.stderr)  # Ray hands on an actor's error with it as the cause
         return 2
+    except Terminated:
+        print("ended by SIGTERM; `--resume` goes on from the newest checkpoint", file=sys.stderr)
+        return 0
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; `--resume` goes on from the newest checkpoint", file=sys.stderr)
         return 130

@@ -13,6 +13,7 @@ from cluster.preflight import preflight
 from cluster.ray_session import ray_session
 from cluster.resume import checkpoint, restore
 from cluster.self_check import check_weight_round_trip
+from cluster.signals import Signals
 from cluster.system import System
 from learner.nonfinite import NonFiniteError
 from uniapl.config import Config, ObjectiveConfig
@@ -37,6 +38,7 @@ def train(config: Config, resume: bool = False) -> Path:
     Raises:
         ConfigError, DataError: before any process starts.
         RunError: the run cannot go on; one line that says why.
+        Terminated: by SIGTERM, after a checkpoint where `run.grace_seconds` allowed one.
     """
     heldout = preflight(config)
     folder = run_folder.open_run(config, resume)
@@ -44,7 +46,12 @@ def train(config: Config, resume: bool = False) -> Path:
     try:
         with LiveTable(config.run.steps) as live:
             live.phase("starting Ray")
-            with ray_session(config) as gpu, System(config, gpu, live.note) as system:
+            with (
+                Signals(config.run.grace_seconds) as signals,
+                ray_session(config) as gpu,
+                System(config, gpu, live.note) as system,
+            ):
+                signals.arm()  # Ray took SIGTERM
                 live.phase("loading engines, learner and reward service")
                 system.start()
                 controllers = Controllers(config.objective)
@@ -55,10 +62,11 @@ def train(config: Config, resume: bool = False) -> Path:
                 live.phase("training")
                 system.begin_rollouts()
                 for step in range(first, config.run.steps):
-                    metrics = one_step(system, controllers, folder, step)
-                    log.log(step + 1, metrics)
-                    live.step(step + 1, metrics)
-                    checkpoint(system, controllers, folder, step + 1, live)
+                    with signals.step():
+                        metrics = one_step(system, controllers, folder, step)
+                        log.log(step + 1, metrics)
+                        live.step(step + 1, metrics)
+                        checkpoint(system, controllers, folder, step + 1, live, signals.asked)
                 _evaluate(system, folder, live, heldout, config.run.steps, "after")
                 live.phase("writing the model")
                 system.learner.export(folder / "model")

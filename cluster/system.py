@@ -130,6 +130,7 @@ class System:
     def begin_rollouts(self) -> None:
         """Let the engines lease prompts."""
         if self.config.objective.uses_rollouts:
+            ray.get(self.queue.set_members.remote([engine.name for engine in self.fleet.members]))
             self.fleet.begin()
 
     def next_batch(self) -> PackedBatch:

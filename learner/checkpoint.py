@@ -8,25 +8,34 @@ from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import nn
+
+from learner.reshard import load_resharded, saved_ranks
 
 TAG = "zero"
 
 
-def save_engine(engine: Any, folder: Path) -> None:
-    """ZeRO-3 shards of weights and optimizer, one file per rank, in `folder`/zero."""
-    engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+def save_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
+    """ZeRO-3 shards of weights and optimizer, one file per rank, in `folder`/`tag`."""
+    engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
 
-def load_engine(engine: Any, folder: Path) -> None:
-    """The inverse of `save_engine`, with the same number of ranks.
+def load_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
+    """The inverse of `save_engine`, with any number of ranks.
 
     Raises:
-        RuntimeError: DeepSpeed found nothing to load there.
+        RuntimeError: there is nothing to load, or not all of it.
     """
-    path, _ = engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
+    ranks = saved_ranks(folder / tag)
+    if ranks == 0:
+        raise RuntimeError(f"{folder / tag}: holds no ZeRO-3 state")
+    if ranks != dist.get_world_size():
+        load_resharded(engine, folder / tag, ranks)
+        return
+    path, _ = engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
     if path is None:
-        raise RuntimeError(f"{folder}: holds no ZeRO-3 state")
+        raise RuntimeError(f"{folder / tag}: DeepSpeed loaded nothing")
 
 
 def export_model(engine: Any, source: str, folder: Path, rank: int) -> None:

@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner.checkpoint import load_engine, save_engine
 from learner.device import Device
 from learner.gradients import discard, gradient_norm
 from learner.nonfinite import NonFiniteError, of_all_ranks
@@ -85,17 +86,15 @@ class CotrainedDiscriminator:
 
     def save(self, folder: Path) -> None:
         """Shards of weights and optimizer, one file per rank, in `folder`/discriminator."""
-        self._engine.save_checkpoint(str(folder), tag=TAG, save_latest=False)
+        save_engine(self._engine, folder, TAG)
 
     def load(self, folder: Path) -> None:
-        """The inverse of `save`, with the same number of ranks.
+        """The inverse of `save`, with any number of ranks.
 
         Raises:
             RuntimeError: there is nothing to load.
         """
-        path, _ = self._engine.load_checkpoint(str(folder), tag=TAG, load_lr_scheduler_states=False)
-        if path is None:
-            raise RuntimeError(f"{folder}: holds no state of a discriminator")
+        load_engine(self._engine, folder, TAG)
 
     def _run(self, duels: list[Duel], pairs: float) -> dict[str, float]:
         """Forward and backward of one micro-batch, its part of a mean over `pairs`; fills in the scores."""

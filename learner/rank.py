@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 import torch
+import xxhash
 
 from learner import checkpoint
 from learner.cotrained import CotrainedDiscriminator
@@ -64,6 +65,8 @@ class Rank:
             metrics over all ranks, and the expert scores that a cotrained discriminator gave this rank's groups.
         """
         c = self._config
+        # Dropout, in a model that has any, depends on seed, step and rank alone: no generator's state to be saved.
+        torch.manual_seed(xxhash.xxh32_intdigest(f"{c.run.seed}/{number}/{self._rank}".encode()))
         batch = MixedBatch(number, groups, demonstrations)
         rate = learning_rate(number, c.run.steps, c.learner)
         learned = self._discriminator.score_and_train(batch.groups, number) if self._discriminator else {}

@@ -6,19 +6,24 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
 ROOT = Path(__file__).resolve().parent.parent
+ORPHANS_S = 30.0
+"""How long the run's processes may take to end after their driver was killed."""
+AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
+"""Ray's own helpers: they try for a minute to report that their node is gone."""
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
 
 
-def start(config: Path, *arguments: str) -> subprocess.Popen[str]:
+def start(config: Path, *arguments: str, program: tuple[str, ...] = ("-m", "cluster.cli")) -> subprocess.Popen[str]:
     """`uniapl train` in a process group of its own, as a shell starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "cluster.cli", "train", str(config), *arguments],
+        [sys.executable, *program, "train", str(config), *arguments],
         cwd=config.parent,
         env=ENVIRONMENT,
         stdout=subprocess.PIPE,
@@ -59,3 +64,44 @@ def shared_memory() -> set[str]:
 def batch_rows(run: Path) -> list[list[dict[str, Any]]]:
     """What each step of a run consumed: its rows of samples and demonstrations."""
     return [pa.ipc.open_file(p).read_all().to_pylist() for p in sorted((run / "batches").glob("*.arrow"))]
+
+
+def assert_nothing_left(leader: int, memory: set[str], within_s: float, but: tuple[str, ...] = ()) -> float:
+    """No process of `leader`'s session and nothing new in /dev/shm, at the latest after `within_s`; the seconds.
+
+    Args:
+        but: beginnings of the names of processes that may be there still.
+    """
+    began = time.monotonic()
+    while left := [name for name in group_members(leader) if not (but and name.startswith(but))]:
+        assert time.monotonic() - began < within_s, left
+        time.sleep(0.1)
+    assert shared_memory() <= memory
+    return time.monotonic() - began
+
+
+def killed(place: Path, call: str, *arguments: str) -> float:
+    """Run until the driver kills itself in `call` (killed_train.py); seconds until its last process had ended."""
+    before = shared_memory()
+    process = start(place, *arguments, program=(str(ROOT / "tests" / "killed_train.py"), call))
+    process.wait(timeout=300)  # what it prints until then fits into the pipe
+    ended = assert_nothing_left(process.pid, before, ORPHANS_S, but=AGENTS)
+    assert process.returncode == -signal.SIGKILL, process.communicate()[0][-3000:]
+    return ended
+
+
+def signalled(place: Path, step: int, number: int, *arguments: str) -> tuple[int, str]:
+    """Send a signal to the whole process group after `step`, as a terminal does; exit status and the output after."""
+    before = shared_memory()
+    process = start(place, *arguments)
+    assert process.stdout is not None
+    seen = ""
+    for line in process.stdout:
+        seen += line
+        if f"step {step}/" in line:
+            (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            break
+    rest, _ = process.communicate(timeout=150)
+    assert "Traceback" not in rest, seen + rest
+    assert_nothing_left(process.pid, before, 20)
+    return process.returncode, rest

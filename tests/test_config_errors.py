@@ -7,7 +7,7 @@ from uniapl.config_errors import MAX_YAML_BYTES, ConfigError
 
 SMALLEST = "model: {path: m}\ndata: {train: [t.arrow], heldout: [h.arrow]}\n"
 SECTIONS = "run, model, data, rollout, reward, queue, objective, learner, evaluation, logging, cluster"
-RUN = "name, seed, steps, folder, checkpoint_every, keep_last"
+RUN = "name, seed, steps, folder, checkpoint_every, keep_last, keep_every, grace_seconds"
 DATA = "train, heldout, on_bad_row, max_prompt_tokens, max_response_tokens"
 NAME = "text of at most 100 letters, digits, '.', '_' and '-', the first a letter or digit"
 TEXT = "one line of 1 to 4095 characters, without control characters"
@@ -43,6 +43,8 @@ VALUES = [
     (r'run.folder="a\0b"', rf"run.folder: got 'a\x00b'; allowed: {TEXT}"),
     ("model.path=null", f"model.path: got null; allowed: {TEXT}"),
     # whole numbers
+    ("run.keep_every=-1", "run.keep_every: got -1; allowed: a whole number >= 0"),
+    ("run.grace_seconds=0", "run.grace_seconds: got 0; allowed: a number > 0"),
     ("run.steps=0", "run.steps: got 0; allowed: a whole number > 0"),
     ("run.steps=ten", "run.steps: got 'ten'; allowed: a whole number > 0"),
     ("run.steps='3'", "run.steps: got '3'; allowed: a whole number > 0"),

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import time
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pytest
-from helpers_cli import ROOT, batch_rows, group_members, shared_memory, start, train
+from helpers_cli import ROOT, batch_rows, shared_memory, start, train
 from helpers_toy import toy_config
 
 from uniapl.runlog import read_metrics
@@ -90,111 +86,6 @@ class TestWholeSystem:
     def test_the_user_saw_progress(self, run: tuple[str, Path]) -> None:
         for text in ("engine and learner agree", "step 1/12", "step 12/12", "held-out pass rate after training"):
             assert text in run[0]
-
-
-class TestInterruptAndResume:
-    """Ctrl-C in the middle, then --resume: the same numbers as a run that was never stopped.
-
-    With everything that a checkpoint must hold or leave alone: a weight that follows the expert's NLL, a
-    cotrained discriminator, a frozen reference.
-    """
-
-    STEPS = 6
-    OBJECTIVE = {
-        "preference": {"weight": 0.5},
-        "demonstration": {"weight": {"kind": "lagrangian", "value": 0.5, "target": 2.0, "rate": 0.1}},
-        "adversarial": {
-            "weight": 0.2,
-            "discriminator": "cotrained",
-            "cotrained": {"warmup_steps": 1, "learning_rate": 1e-3},
-        },
-        "kl": {"weight": 0.1},
-        "diagnostics_every": 4,
-    }
-    SAME = (
-        "reward/mean",
-        "loss/total",
-        "expert/nll",
-        "learner/learning_rate",
-        "length/sample_mean",
-        "weight/demonstration",
-        "discriminator/loss",
-        "discriminator/gap",
-        "kl/reference",
-    )
-
-    def config(self, folder: Path, tiny: Path, name: str) -> Path:
-        return toy_config(
-            folder / name,
-            tiny,
-            run={"name": name, "steps": self.STEPS, "checkpoint_every": 2},
-            evaluation={"prompts": 0},
-            objective=self.OBJECTIVE,
-        )
-
-    @pytest.fixture(scope="class")
-    def undisturbed(self, folder: Path, tiny: Path) -> list[dict[str, Any]]:
-        train(self.config(folder, tiny, "undisturbed"))
-        return read_metrics(folder / "undisturbed" / "runs" / "undisturbed")
-
-    @pytest.fixture(scope="class")
-    def interrupted(self, folder: Path, tiny: Path) -> Path:
-        """A run that got Ctrl-C after its third step, as a terminal sends it: to the whole process group."""
-        config = self.config(folder, tiny, "interrupted")
-        before = shared_memory()
-        process = start(config)
-        assert process.stdout is not None
-        lines = []
-        for line in process.stdout:
-            lines.append(line)
-            if "step 3/" in line:
-                os.killpg(process.pid, signal.SIGINT)
-                break
-        rest, _ = process.communicate(timeout=90)
-        assert process.returncode == 130, "".join(lines) + rest
-        assert "Traceback" not in rest
-        deadline = time.monotonic() + 20
-        while group_members(process.pid) and time.monotonic() < deadline:
-            time.sleep(0.2)
-        assert group_members(process.pid) == []
-        assert shared_memory() <= before
-        return config
-
-    def test_ctrl_c_leaves_a_folder_that_can_be_read(self, interrupted: Path) -> None:
-        place = interrupted.parent / "runs" / "interrupted"
-        assert len(read_metrics(place)) >= 3
-        assert "<svg" in (place / "report.html").read_text()
-        assert [p.name for p in (place / "checkpoints").iterdir()] == ["step-00002"]
-
-    def test_a_second_run_of_the_same_name_is_refused(self, interrupted: Path) -> None:
-        process = start(interrupted)
-        output, _ = process.communicate(timeout=60)
-        assert process.returncode == 2
-        assert output.strip().endswith("is there already; allowed: another name, or --resume to go on")
-
-    def test_resume_gives_the_numbers_of_the_undisturbed_run(
-        self, interrupted: Path, undisturbed: list[dict[str, Any]]
-    ) -> None:
-        train(interrupted, "--resume")
-        resumed = read_metrics(interrupted.parent / "runs" / "interrupted")
-        assert [m["step"] for m in resumed] == list(range(1, self.STEPS + 1))
-        for ours, theirs in zip(resumed, undisturbed, strict=True):
-            for key in self.SAME:
-                assert ours[key] == pytest.approx(theirs[key], rel=1e-4, abs=1e-6), (ours["step"], key)
-
-    def test_the_weights_moved_and_the_policy_left_the_reference(self, undisturbed: list[dict[str, Any]]) -> None:
-        assert len({m["weight/demonstration"] for m in undisturbed}) == self.STEPS
-        assert [m["weight/adversarial"] for m in undisturbed] == [0.0, *[0.2] * (self.STEPS - 1)]
-        assert undisturbed[0]["kl/reference"] == pytest.approx(0.0, abs=1e-6)
-        assert undisturbed[-1]["kl/reference"] > 1e-4
-
-    def test_the_batches_kept_hold_the_discriminators_scores(
-        self, folder: Path, undisturbed: list[dict[str, Any]]
-    ) -> None:
-        place = folder / "undisturbed" / "runs" / "undisturbed" / "batches"
-        rows = pa.ipc.open_file(place / "step-00003.arrow").read_all().to_pylist()
-        paired = [row["expert_score"] for row in rows if row["kind"] == "sample" and row["expert_score"] is not None]
-        assert sum(paired) / len(paired) == pytest.approx(undisturbed[3]["discriminator/sample_mean"])
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder: Path, tiny: Path) -> None:

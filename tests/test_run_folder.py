@@ -1,4 +1,4 @@
-"""A run's folder: checkpoints are whole or passed over, batches are kept as consumed."""
+"""A run's folder: its configuration may change in what does not matter, batches are kept as consumed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from cluster.run_folder import MANIFEST, installed_versions, newest_checkpoint, open_run, save_batch, save_checkpoint
+from cluster.changes import FIXED, check_changes
+from cluster.checkpoints import installed_versions
+from cluster.run_folder import open_run, save_batch
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
 from uniapl.records import BATCH_SCHEMA, Demonstration, MixedBatch
@@ -21,15 +23,6 @@ def config(folder: Path, name: str = "a") -> Config:
             "data": {"train": ["t"], "heldout": ["h"]},
         }
     )
-
-
-def checkpoint(run: Path, step: int, keep_last: int = 9) -> Path:
-    def write(place: Path) -> None:
-        (place / "zero").mkdir()
-        (place / "zero" / "state.bin").write_bytes(bytes([step]) * 1000)
-        (place / "queue.json").write_text("{}")
-
-    return save_checkpoint(run, step, keep_last, write)
 
 
 def test_a_new_run_has_its_configuration_and_versions(tmp_path: Path) -> None:
@@ -48,56 +41,74 @@ def test_an_existing_run_wants_resume_or_another_name(tmp_path: Path) -> None:
     assert open_run(config(tmp_path), resume=True) == tmp_path / "a"
 
 
-def test_the_newest_checkpoint_is_found_and_old_ones_go(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path) is None
-    for step in (2, 4, 10):
-        checkpoint(tmp_path, step, keep_last=2)
-    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00004", "step-00010"]
-    assert newest_checkpoint(tmp_path) == (10, tmp_path / "checkpoints" / "step-00010")
+def changed(path: str, value: object) -> Config:
+    tree = config(Path("runs")).model_dump()
+    node = tree
+    *parents, key = path.split(".")
+    for part in parents:
+        node = node[part]
+    node[key] = value
+    return Config.model_validate(tree)
 
 
-def tampered(place: Path) -> None:
-    (place / "zero" / "state.bin").write_bytes(b"\0" * 1000)
+REFUSED = [
+    ("run.seed", 1, "0", "data order and samples follow from it"),
+    ("model.path", "n", "'m'", "the checkpoint holds this model's weights"),
+    ("data.train", ["u"], "['t']", "the cursors stand in these shards"),
+    ("data.on_bad_row", "skip", "'error'", "the cursors count these rows"),
+    ("data.max_prompt_tokens", 256, "512", "the cursors count these rows"),
+    ("data.max_response_tokens", 256, "512", "the cursors count these rows"),
+    ("rollout.group_size", 8, "4", "groups that stand ready are of this size"),
+    ("queue.groups_per_step", 4, "8", "the cursors stand between such batches"),
+    ("queue.demonstrations_per_step", 4, "16", "the cursors stand between such batches"),
+    ("objective.adversarial.discriminator", "embedding", "'none'", "the checkpoint holds what was trained"),
+    ("objective.adversarial.cotrained.learning_rate", 0.5, None, "the discriminator's optimizer is restored with it"),
+    ("learner.dtype", "float32", "'bfloat16'", "the optimizer's state is laid out for it"),
+    ("learner.betas", [0.9, 0.99], "[0.9, 0.95]", "the optimizer is restored with it"),
+    ("learner.weight_decay", 0.1, "0.0", "the optimizer is restored with it"),
+]
+ALLOWED = [
+    ("run.steps", 40),
+    ("run.checkpoint_every", 3),
+    ("run.keep_last", 5),
+    ("rollout.actors", 2),
+    ("learner.ranks", 2),
+    ("learner.learning_rate", 0.5),
+    ("logging.tensorboard", False),
+    ("cluster.step_timeout_s", 5.0),
+]
 
 
-def truncated(place: Path) -> None:
-    (place / "zero" / "state.bin").write_bytes(b"\4" * 10)
+def test_every_key_that_cannot_change_is_refused_in_one_line() -> None:
+    before = config(Path("runs")).model_dump(mode="json")
+    for key, value, old, why in REFUSED:
+        with pytest.raises(ConfigError) as error:
+            check_changes(before, changed(key, value).model_dump(mode="json"), "runs/a")
+        expected = f"{key}: got {value!r}; allowed: {old} as in runs/a: {why}"
+        assert str(error.value) == expected if old else str(error.value).startswith(f"{key}: got {value!r}; ")
+        assert "\n" not in str(error.value)
+    assert {key for key, *_ in REFUSED} | {"objective.adversarial.cotrained"} >= FIXED.keys()
 
 
-def incomplete(place: Path) -> None:
-    (place / "zero" / "state.bin").unlink()
+@pytest.mark.parametrize(("key", "value"), ALLOWED)
+def test_other_keys_may_change_and_are_named(key: str, value: object) -> None:
+    before = config(Path("runs")).model_dump(mode="json")
+    [line] = check_changes(before, changed(key, value).model_dump(mode="json"), "runs/a")
+    assert line.startswith(f"{key}: ")
+    assert line.endswith(f"{value!r} from here on")
+    assert check_changes(before, before, "runs/a") == []
 
 
-def without_manifest(place: Path) -> None:
-    (place / MANIFEST).unlink()
-
-
-def with_a_torn_manifest(place: Path) -> None:
-    (place / MANIFEST).write_text('{"files": {"zero')
-
-
-@pytest.mark.parametrize("damage", [tampered, truncated, incomplete, without_manifest, with_a_torn_manifest])
-def test_a_damaged_checkpoint_is_named_and_passed_over(tmp_path: Path, damage: object) -> None:
-    good, bad = checkpoint(tmp_path, 2), checkpoint(tmp_path, 4)
-    damage(bad)  # type: ignore[operator]
-    with pytest.warns(UserWarning, match="step-00004: .*; an older checkpoint is used"):
-        assert newest_checkpoint(tmp_path) == (2, good)
-
-
-def test_a_checkpoint_that_was_not_finished_does_not_count(tmp_path: Path) -> None:
-    checkpoint(tmp_path, 2)
-
-    def fail(place: Path) -> None:
-        (place / "half").write_text("x")
-        raise OSError("disk full")
-
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(tmp_path, 4, 9, fail)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None and found[0] == 2
-    checkpoint(tmp_path, 4)
-    found = newest_checkpoint(tmp_path)
-    assert found is not None and found[0] == 4
+def test_a_run_opened_again_compares_with_what_it_was_begun_with(tmp_path: Path) -> None:
+    run = open_run(config(tmp_path), resume=False)
+    other = config(tmp_path).model_copy(update={"run": config(tmp_path).run.model_copy(update={"seed": 7})})
+    with pytest.raises(ConfigError, match=r"run\.seed: got 7; allowed: 0 as in"):
+        open_run(other, resume=True)
+    assert load_config(run / "config.yaml") == config(tmp_path)
+    longer = config(tmp_path).model_copy(update={"run": config(tmp_path).run.model_copy(update={"steps": 31})})
+    with pytest.warns(UserWarning, match="run.steps: 30 before, 31 from here on"):
+        open_run(longer, resume=True)
+    assert load_config(run / "config.yaml") == longer
 
 
 def test_batches_are_kept_whole(tmp_path: Path) -> None:

@@ -147,6 +147,11 @@ class MixingQueue:
         old = self.drop_stale and self._ready.any_older(self._oldest_fresh)
         return old or len(self._ready) >= self._needs(self._step)[0]
 
+    @property
+    def open(self) -> int:
+        """How many leases are open."""
+        return len(self._leases.open)
+
     def lease(self, actor: str, now: float) -> Lease | None:
         """The next prompt for `actor`, those to be leased again first; None when admission forbids."""
         self.expire(now)

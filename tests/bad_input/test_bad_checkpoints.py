@@ -11,7 +11,8 @@ import pytest
 from helpers_bad_input import complaint
 from helpers_toy import toy_config
 
-from cluster.run_folder import MANIFEST, newest_checkpoint, open_run, save_checkpoint
+from cluster.checkpoints import MANIFEST, newest_checkpoint, save_checkpoint
+from cluster.run_folder import open_run
 from uniapl.config import load_config
 from uniapl.config_errors import ConfigError
 
@@ -48,18 +49,18 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda p: ((p / MANIFEST).unlink(), (p / MANIFEST).mkdir()),
         "not whole (IsADirectoryError: ",
     ),
-    "without files": (lambda p: manifest(p, files={}), "'queue.json' is not in the manifest"),
+    "without files": (lambda p: manifest(p, files={}), "'queue.json' was not written by the run"),
     "files a number": (lambda p: manifest(p, files=3), "not whole (TypeError: "),
     "fingerprint a number": (
         lambda p: manifest(p, files={"queue.json": 3, "zero/state.bin": 3}),
         "queue.json is not what was written",
     ),
-    "of another step": (lambda p: manifest(p, step=7), "the manifest is of step 7"),
+    "of another step": (lambda p: manifest(p, step=7), "its manifest is of step 7"),
     "step a text": (lambda p: manifest(p, step="4"), "not whole (ValueError: "),
     "a file that leads out": (lambda p: with_file(p, "../../../x"), "'../../../x' is missing"),
     "a file of the machine": (lambda p: with_file(p, "/etc/passwd"), "'/etc/passwd' is missing"),
     "a file with an escape": (lambda p: with_file(p, "\x1b[2J"), r"'\x1b[2J' is missing"),
-    "a file more": (lambda p: (p / "zero" / "more.pt").write_text("x"), "'zero/more.pt' is not in the manifest"),
+    "a file more": (lambda p: (p / "zero" / "more.pt").write_text("x"), "'zero/more.pt' was not written by the run"),
     "a file less": (lambda p: (p / "queue.json").unlink(), "'queue.json' is missing"),
     "a file shorter": (lambda p: (p / "queue.json").write_text("{"), "queue.json is not what was written"),
     "one bit of a file": (
@@ -90,10 +91,9 @@ def test_a_folder_of_another_name_is_no_checkpoint(tmp_path: Path, name: str) ->
 
 
 CHANGES = {
-    "run.seed=5": "run.seed: got 5; allowed: 0, with which {} began, or another run.name",
-    "learner.ranks=2": "learner.ranks: got 2; allowed: 1, with which {} began, or another run.name",
+    "run.seed=5": "run.seed: got 5; allowed: 0 as in {}: data order and samples follow from it",
     "objective.adversarial={weight: 0.1, discriminator: embedding}": "objective.adversarial.discriminator: "
-    "got 'embedding'; allowed: 'none', with which {} began, or another run.name",
+    "got 'embedding'; allowed: 'none' as in {}: the checkpoint holds what was trained",
 }
 
 

@@ -51,29 +51,28 @@ class EmbeddingDiscriminator:
         self._lock = threading.Lock()
 
     def scores(self, comparisons: Sequence[Comparison]) -> list[ExpertScores]:
-        """Cosine of each response's embedding with the expert's; all texts are embedded together.
+        """Cosine of each response's embedding with the expert's.
+
+        One comparison's responses are embedded together, and an expert alone, so that a score's last bits do not
+        depend on which groups happen to be scored in one call.
 
         Raises:
             ValueError: the encoder gave a value that is not finite.
         """
         with self._lock:
-            experts = list(dict.fromkeys(compared.expert for compared in comparisons))
-            new = [expert for expert in experts if expert not in self._experts]
-            texts = list(dict.fromkeys([*new, *(text for compared in comparisons for text in compared.responses)]))
-            embedded = dict(zip(texts, self.embed(texts), strict=True))
-            reference = {expert: self._remember(expert, embedded) for expert in experts}
+            found = [self._compare(compared) for compared in comparisons]
             self._forget()
-        return [
-            ExpertScores(
-                reference=1.0,
-                # A copy is no farther from the expert than the expert is, also where rounding says so.
-                responses=[
-                    1.0 if text == compared.expert else _cosine(reference[compared.expert], embedded[text])
-                    for text in compared.responses
-                ],
-            )
-            for compared in comparisons
+        return found
+
+    def _compare(self, compared: Comparison) -> ExpertScores:
+        reference = self._expert(compared.expert)
+        texts = list(dict.fromkeys(compared.responses))
+        embedded = dict(zip(texts, self.embed(texts), strict=True))
+        # A copy is no farther from the expert than the expert is, also where rounding says so.
+        cosines = [
+            1.0 if text == compared.expert else _cosine(reference, embedded[text]) for text in compared.responses
         ]
+        return ExpertScores(reference=1.0, responses=cosines)
 
     @torch.inference_mode()
     def embed(self, texts: Sequence[str]) -> Tensor:
@@ -97,9 +96,9 @@ class EmbeddingDiscriminator:
         mean = (hidden * mask).sum(1) / mask.sum(1)
         return nn.functional.normalize(mean, dim=-1)
 
-    def _remember(self, expert: str, embedded: dict[str, Tensor]) -> Tensor:
+    def _expert(self, expert: str) -> Tensor:
         if expert not in self._experts:
-            self._experts[expert] = embedded[expert].clone()
+            self._experts[expert] = self.embed([expert])[0].clone()
         self._experts.move_to_end(expert)
         return self._experts[expert]
 

@@ -90,27 +90,31 @@ class ReferenceRewardDiscriminator:
         self._lock = threading.Lock()
 
     def scores(self, comparisons: Sequence[Comparison]) -> list[ExpertScores]:
-        """The scalar of each response, and of the expert's own beside itself; all are computed together.
+        """The scalar of each response, and of the expert's own beside itself.
+
+        One comparison's responses are computed together, and an expert's own score alone, so that a score's last
+        bits do not depend on which groups happen to be scored in one call.
 
         Raises:
             ValueError: the reward model gave a value that is not finite.
         """
-        asked = [(_prompt_text(compared.messages), compared) for compared in comparisons]
         with self._lock:
-            own = [(prompt, c.expert) for prompt, c in asked]
-            known = {(*key, key[1]): self._references[key] for key in own if key in self._references}
-            wanted = [(prompt, c.expert, text) for prompt, c in asked for text in [c.expert, *c.responses]]
-            missing = [key for key in dict.fromkeys(wanted) if key not in known]
-            known.update(zip(missing, self._run([self.input_ids(*key) for key in missing]), strict=True))
-            for prompt, c in asked:
-                self._remember((prompt, c.expert), known[prompt, c.expert, c.expert])
-        return [
-            ExpertScores(
-                reference=known[prompt, c.expert, c.expert],
-                responses=[known[prompt, c.expert, text] for text in c.responses],
-            )
-            for prompt, c in asked
-        ]
+            return [self._compare(compared) for compared in comparisons]
+
+    def _compare(self, compared: Comparison) -> ExpertScores:
+        prompt, expert = _prompt_text(compared.messages), compared.expert
+        reference = self._reference(prompt, expert)
+        texts = [text for text in dict.fromkeys(compared.responses) if text != expert]
+        found = dict(zip(texts, self._run([self.input_ids(prompt, expert, text) for text in texts]), strict=True))
+        found[expert] = reference
+        return ExpertScores(reference=reference, responses=[found[text] for text in compared.responses])
+
+    def _reference(self, prompt: str, expert: str) -> float:
+        """The expert's own score, computed once as long as it is kept."""
+        known = self._references.get((prompt, expert))
+        score = self._run([self.input_ids(prompt, expert, expert)])[0] if known is None else known
+        self._remember((prompt, expert), score)
+        return score
 
     def input_ids(self, prompt: str, reference: str, candidate: str) -> list[int]:
         """What the model reads, cut to its longest input."""

@@ -1,0 +1,135 @@
+"""Clean ends: SIGTERM lets a step finish and saves it, Ctrl-C ends the run, Ctrl-C twice ends it at once."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+
+SHUTDOWN_S = 10.0
+"""Kept of the grace time for ending the run's processes, but never more than half of it."""
+
+
+class Terminated(BaseException):
+    """SIGTERM came and nothing is under way any more that could be waited for."""
+
+
+class Signals:
+    """While it is entered, SIGTERM and SIGINT end the run cleanly. For the main thread.
+
+    Args:
+        grace_s: seconds from SIGTERM to the end of the process.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s = grace_s
+        self._holding = False
+        self._interrupts = 0
+        self.asked = False
+        """SIGTERM came: write a checkpoint now."""
+
+    def __enter__(self) -> Signals:
+        self._before = {number: signal.getsignal(number) for number in self._handlers()}
+        self.arm()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def arm(self) -> None:
+        """Take the signals; once more after something else took them."""
+        for number, handler in self._handlers().items():
+            signal.signal(number, handler)
+
+    def _handlers(self) -> dict[signal.Signals, Callable[[int, FrameType | None], None]]:
+        return {
+            signal.SIGTERM: self._terminate,
+            signal.SIGALRM: self._out_of_time,
+            signal.SIGINT: self._interrupt,
+        }
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Around a step and its checkpoint: SIGTERM waits for their end, as long as its time allows.
+
+        Raises:
+            Terminated: SIGTERM came within.
+        """
+        self._holding = True
+        try:
+            yield
+        except Exception as error:
+            if self.asked:  # whoever ends a machine may have ended the run's other processes too
+                raise Terminated(str(error)) from error
+            raise
+        finally:
+            self._holding = False
+        if self.asked:
+            self._end()
+
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if self.asked:
+            return
+        self.asked = True
+        if not self._holding:
+            self._end()
+        reserve = min(SHUTDOWN_S, self._grace_s / 2)
+        signal.setitimer(signal.ITIMER_REAL, self._grace_s - reserve)
+
+    def _out_of_time(self, number: int, frame: FrameType | None) -> None:
+        self._end()
+
+    def _end(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        raise Terminated
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        self._interrupts += 1
+        if self._interrupts == 1:
+            raise KeyboardInterrupt
+        kill_descendants(os.getpid())
+        print("stopped at once; `--resume` goes on from the newest checkpoint", file=sys.stderr, flush=True)
+        os._exit(130)
+
+
+def kill_descendants(pid: int) -> None:
+    """SIGKILL every process below `pid`; for at most 5 s.
+
+    All are stopped first, so that none starts another meanwhile, or starts anew what was killed.
+    """
+    deadline, found = time.monotonic() + 5, list[int]()
+    while (fresh := [p for p in descendants(pid) if p not in found]) and time.monotonic() < deadline:
+        _send(fresh, signal.SIGSTOP)
+        found += fresh
+    _send(found, signal.SIGKILL)
+
+
+def _send(pids: list[int], number: int) -> None:
+    for pid in pids:
+        try:
+            os.kill(pid, number)
+        except ProcessLookupError:  # it ended by itself
+            continue
+
+
+def descendants(pid: int) -> list[int]:
+    """Process ids below `pid`, parents first, without those that have ended."""
+    children: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, parent = stat.read_text().rpartition(")")[2].split()[:2]
+        except OSError:
+            continue
+        if state not in "ZX":
+            children.setdefault(int(parent), []).append(int(stat.parent.name))
+    found = [pid]
+    for parent_pid in found:
+        found += children.get(parent_pid, [])
+    return found[1:]

@@ -1,0 +1,99 @@
+"""Kill -9 of the driver at random points, a disk that fills up, Ctrl-C twice: the long forms."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from helpers_cli import ENVIRONMENT, assert_nothing_left, killed, shared_memory, start, train
+from helpers_exact import differences
+from helpers_toy import toy_config
+
+from cluster.checkpoints import newest_checkpoint
+
+pytestmark = pytest.mark.chaos
+SEED = 5
+KILLS = 12
+STEPS = 10
+LONGEST_S = {"start": 8.0, "connect": 0.5, "next_batch": 1.0, "step": 0.5, "broadcast": 0.05, "save": 0.3}
+"""Calls and how long after their beginning the driver may die: about as long as they take."""
+
+
+def config(folder: Path, model: Path, name: str, steps: int = STEPS, folder_of_runs: Path | None = None) -> Path:
+    run = {"name": name, "steps": steps, "checkpoint_every": 1, "keep_last": 3, "keep_every": 4}
+    if folder_of_runs:
+        run["folder"] = str(folder_of_runs)
+    return toy_config(
+        folder / name,
+        model,
+        run=run,
+        rollout={"actors": 2},
+        learner={"ranks": 2},
+        objective={"adversarial": {"weight": 0.1, "discriminator": "embedding"}},
+        evaluation={"prompts": 0},
+    )
+
+
+def test_a_run_killed_at_random_points_is_the_undisturbed_run_bit_for_bit(tmp_path: Path, tiny: Path) -> None:
+    train(config(tmp_path, tiny, "undisturbed"))
+    place, draw, points = config(tmp_path, tiny, "killed"), random.Random(SEED), []
+    run = tmp_path / "killed" / "runs" / "killed"
+    for number in range(KILLS):
+        made = (newest_checkpoint(run) or (0, None))[0]
+        call = draw.choice(sorted(LONGEST_S))
+        step = 1 if call in ("start", "connect", "next_batch") else min(STEPS, made + draw.randint(1, 2))
+        point = f"{call}:{step}:{draw.uniform(0, LONGEST_S[call]):.3f}"
+        ended = killed(place, point, *(["--resume"] if number else []))
+        points.append(f"{point} after {made} steps, orphans gone in {ended:.1f} s")
+        print(points[-1], flush=True)
+    train(place, "--resume")
+    assert differences(run, tmp_path / "undisturbed" / "runs" / "undisturbed", STEPS) == [], points
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step-{k:05d}" for k in (4, 8, 9, 10)]
+
+
+def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_the_last_checkpoint_whole(
+    tmp_path: Path, tiny: Path
+) -> None:
+    """On a file system of its own, in which a second program takes the room between two checkpoints."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    place = config(tmp_path, tiny, "full", folder_of_runs=disk)
+    fill = f'head -c 100G /dev/zero > "{disk}/other" 2>/dev/null'
+    wait = f'until [ -e "{disk}/full/checkpoints/step-00002" ]; do sleep 0.02; done'
+    script = f'mount -t tmpfs -o size=60m none "{disk}" || exit 77; ({wait}; {fill}) & "$0" -m cluster.cli train "$1"; '
+    script += f'status=$?; rm -f "{disk}/other"; cp -r "{disk}/full" "{tmp_path}/kept"; exit $status'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, sys.executable, str(place)]
+    done = subprocess.run(command, cwd=place.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    if done.returncode == 77 or "unshare" in done.stderr:
+        pytest.skip(f"no file system can be mounted here: {done.stderr.strip()[:100]}")
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "Traceback" not in done.stdout + done.stderr
+    line = done.stderr.rstrip().splitlines()[-1]
+    assert line.startswith("checkpoint of step ")
+    assert "--resume goes on from step-0000" in line
+    found = newest_checkpoint(tmp_path / "kept")
+    assert found is not None and found[0] >= 2
+
+
+def test_ctrl_c_twice_ends_at_once(tmp_path: Path, tiny: Path) -> None:
+    place, before = config(tmp_path, tiny, "twice"), shared_memory()
+    process = start(place)
+    assert process.stdout is not None
+    for line in process.stdout:
+        if "step 2/" in line:
+            break
+    began = time.monotonic()
+    os.killpg(process.pid, signal.SIGINT)
+    time.sleep(0.1)
+    os.killpg(process.pid, signal.SIGINT)
+    rest, _ = process.communicate(timeout=30)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 130, rest
+    assert rest.rstrip().endswith("stopped at once; `--resume` goes on from the newest checkpoint")
+    assert_nothing_left(process.pid, before, 10)

@@ -1,0 +1,56 @@
+"""ZeRO-3 state goes from 2 ranks to 1 and back to 2, bit for bit: policy and cotrained discriminator."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from helpers_zero import run_ranks
+
+from learner.reshard import saved_ranks
+
+
+@pytest.fixture(scope="module")
+def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """Two steps each by 2 ranks, by 1 that loaded what those saved, by 2 that loaded what that one saved."""
+    base, load, found = tmp_path_factory.mktemp("reshard"), "", []
+    for number, ranks in enumerate((2, 1, 2)):
+        spec = {"model": str(tiny), "load": load, "first": 2 * number}
+        out = run_ranks("rank_reshard", base / f"{number}", ranks, spec)
+        load = str(out)
+        found.append(torch.load(out / "found-0.pt"))
+    return found
+
+
+@pytest.mark.parametrize("later", [1, 2], ids=["2 to 1", "1 to 2"])
+def test_masters_moments_counters_and_decay_are_those_that_were_saved(runs: list[dict[str, Any]], later: int) -> None:
+    saved, loaded = runs[later - 1]["saved"], runs[later]["loaded"]
+    assert saved.keys() == loaded.keys()
+    assert [key for key in saved if not torch.equal(saved[key], loaded[key])] == []
+    assert {float(value) for key, value in loaded.items() if key.endswith("/decay")} == {0.1, 0.0}
+    assert {float(value) for key, value in loaded.items() if key.endswith("/step")} == {2.0 * later}
+    assert any(value.abs().max() > 0 for key, value in loaded.items() if key.endswith("/exp_avg_sq"))
+
+
+@pytest.mark.parametrize("later", [1, 2], ids=["2 to 1", "1 to 2"])
+def test_the_weights_are_the_masters(runs: list[dict[str, Any]], later: int) -> None:
+    weights, loaded = runs[later]["weights"], runs[later]["loaded"]
+    assert [key for key, value in weights.items() if not torch.equal(value, loaded[key])] == []
+
+
+def test_training_goes_on_and_a_counter_is_each_parameters_own(runs: list[dict[str, Any]]) -> None:
+    for number, run in enumerate(runs):
+        steps = {float(value) for key, value in run["saved"].items() if key.endswith("/step")}
+        assert steps == {2.0 * (number + 1)}
+        assert all(value == value for losses in run["losses"] for value in losses)
+    assert runs[2]["losses"][-1][1] < runs[0]["losses"][0][1], "the discriminator learns on"
+
+
+def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
+    assert saved_ranks(tmp_path) == 0
+    for rank in (0, 2):
+        (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    with pytest.raises(RuntimeError, match=r"holds the state of ranks \[0, 2\]; allowed: all from 0"):
+        saved_ranks(tmp_path)
