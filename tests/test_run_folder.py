@@ -102,6 +102,7 @@ def test_other_keys_may_change_and_are_named(key: str, value: object) -> None:
 def test_a_run_opened_again_compares_with_what_it_was_begun_with(tmp_path: Path) -> None:
     run = open_run(config(tmp_path), resume=False)
     other = config(tmp_path).model_copy(update={"run": config(tmp_path).run.model_copy(update={"seed": 7})})
+    (run / "checkpoints" / "step-00002").mkdir()  # without any it begins anew
     with pytest.raises(ConfigError, match=r"run\.seed: got 7; allowed: 0 as in"):
         open_run(other, resume=True)
     assert load_config(run / "config.yaml") == config(tmp_path)

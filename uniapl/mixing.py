@@ -19,17 +19,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar
 
-from uniapl.leases import (
-    LEASE_COUNTERS,
-    NEW_WEIGHTS,
-    STRAGGLER,
-    Committed,
-    Lease,
-    Leases,
-    Refused,
-    Task,
-    task_from_dict,
-)
+from uniapl.leases import LEASE_COUNTERS, NEW_WEIGHTS, STRAGGLER, Committed, Lease, Leases, Refused, Task
+from uniapl.leases import task_from_dict as task_of
 from uniapl.ready import BatchPlan, ReadyGroup, ReadyGroups, pack_ready, unpack_ready
 from uniapl.records import Demonstration, Prompt
 
@@ -334,7 +325,7 @@ class MixingQueue:
         self._step = self._published = state["version"]
         self._leases.restart(state["next_lease"], state["lease_counts"])
         self._next_sequence = state["next_sequence"]
-        self._waiting = {entry["sequence"]: task_from_dict(entry) for entry in state["waiting"]}
+        self._waiting = {entry["sequence"]: task_of(entry) for entry in state["waiting"]}
         self._ready = ReadyGroups([unpack_ready(entry, unpack) for entry in state["ready"]])
         self._taken = []
         self._counts = Counter(state["counts"])
