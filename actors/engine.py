@@ -63,7 +63,7 @@ def _cpu_args(config: Config) -> dict[str, Any]:
     here they stand in the environment already, and one process less starts faster and leaves no shared
     memory behind when it is killed.
     """
-    from vllm.v1.executor.uniproc_executor import UniProcExecutor
+    from actors.executor import InProcessExecutor
 
     side: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
     # vLLM 0.32 ends the engine when a request with a seed has its prompt prefilled in pieces on a CPU
@@ -73,5 +73,5 @@ def _cpu_args(config: Config) -> dict[str, Any]:
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.rollout.max_model_len),
     }
     if config.rollout.tensor_parallel == 1:
-        side["distributed_executor_backend"] = UniProcExecutor
+        side["distributed_executor_backend"] = InProcessExecutor
     return side
