@@ -15,7 +15,7 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parent.parent
 ORPHANS_S = 30.0
 """How long the run's processes may take to end after their driver was killed."""
-STARTING_S = 330.0
+STARTING_S = 400.0
 """The same where an engine was starting: vLLM lets it wait for its actor for 5 minutes."""
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers: they try for a minute to report that their node is gone."""
