@@ -109,12 +109,12 @@ class RolloutActor:
 
     async def _submit_together(self, leases: list[Lease]) -> list[list[Any]]:
         """Requests of all leases, none of which runs before the last one is there; nothing is cached before."""
-        await self._engine.pause_generation(mode="keep", clear_cache=False)
+        await self._alive(self._engine.pause_generation(mode="keep", clear_cache=False))
         try:
-            await self._engine.reset_prefix_cache()
+            await self._alive(self._engine.reset_prefix_cache())
             return [await self._submit_lease(lease) for lease in leases]
         finally:
-            await self._engine.resume_generation()
+            await self._alive(self._engine.resume_generation())
 
     async def _submit_lease(self, lease: Lease) -> list[Any]:
         r, seed = self._config.rollout, self._seed(lease.sequence, lease.attempt)

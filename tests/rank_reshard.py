@@ -57,7 +57,7 @@ def whole_state(engine: Any) -> dict[str, Any]:
             for key in ("exp_avg", "exp_avg_sq"):
                 state[f"{name}/{key}"] = safe_get_full_optimizer_state(parameter, key).clone()
             state[f"{name}/step"] = torch.as_tensor(optimizer.optimizer.state[flat]["step"]).clone()
-            state[f"{name}/decay"] = torch.tensor(settings["weight_decay"])
+            state[f"{name}/decay"] = torch.tensor(settings["weight_decay"], dtype=torch.float64)
     return state
 
 
