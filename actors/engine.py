@@ -15,10 +15,6 @@ CPU_BATCHED_TOKENS = 8192
 def environment(config: Config, gpu: bool) -> dict[str, str]:
     """Variables that must stand in a rollout actor's environment before its process starts."""
     common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
-    # Ray would kill an ending actor's children, among them Python's tracker of semaphores before it has unlinked
-    # them from /dev/shm. The engine ends with its actor in any case (actors/lifeline.py), and the tracker after it;
-    # one that had not got so far as to load its weights waits for its actor for vLLM's 5 minutes, then ends.
-    common["RAY_kill_child_processes_on_worker_exit"] = "false"
     if gpu:
         return common
     threads = config.rollout.threads or len(os.sched_getaffinity(0))

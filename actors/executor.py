@@ -6,6 +6,8 @@ import multiprocessing
 
 from vllm.v1.executor.uniproc_executor import UniProcExecutor
 
+from actors.lifeline import end_with_parent
+
 
 class InProcessExecutor(UniProcExecutor):
     """The worker in the engine's own process.
@@ -19,3 +21,6 @@ class InProcessExecutor(UniProcExecutor):
     def _init_executor(self) -> None:
         multiprocessing.set_start_method("fork", force=True)
         super()._init_executor()
+
+
+end_with_parent()  # an engine process imports this first of all, when it reads what it is to run

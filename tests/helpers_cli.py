@@ -15,8 +15,6 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parent.parent
 ORPHANS_S = 30.0
 """How long the run's processes may take to end after their driver was killed."""
-STARTING_S = 400.0
-"""The same where an engine was starting: vLLM lets it wait for its actor for 5 minutes."""
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers: they try for a minute to report that their node is gone."""
 ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
@@ -87,7 +85,7 @@ def killed(place: Path, call: str, *arguments: str) -> float:
     before = shared_memory()
     process = start(place, *arguments, program=(str(ROOT / "tests" / "killed_train.py"), call))
     process.wait(timeout=300)  # what it prints until then fits into the pipe
-    ended = assert_nothing_left(process.pid, before, STARTING_S if call.startswith("start") else ORPHANS_S, but=AGENTS)
+    ended = assert_nothing_left(process.pid, before, ORPHANS_S, but=AGENTS)
     assert process.returncode == -signal.SIGKILL, process.communicate()[0][-3000:]
     return ended
 
