@@ -1,11 +1,9 @@
-"""One asynchronous run through the loss of everything that a rollout actor can lose, on a cluster that grows."""
+"""One asynchronous run, two rollout actors and two learner ranks, on a cluster that grows, shrinks and grows again."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
 import subprocess
 import threading
 import time
@@ -58,17 +56,13 @@ def titles(mark: str, word: str) -> dict[int, str]:
     return found
 
 
-def below(raylet: int, word: str) -> int | None:
-    """A process under a raylet with `word` in its title."""
-    for process in psutil.Process(raylet).children(recursive=True):
+def below(node: Any, word: str) -> int:
+    """How many processes of a node have `word` in their title."""
+    found = 0
+    for process in psutil.Process(node.all_processes["raylet"][0].process.pid).children(recursive=True):
         with suppress(psutil.NoSuchProcess):
-            if word in " ".join(process.cmdline()):
-                return process.pid
-    return None
-
-
-def raylet(node: Any) -> int:
-    return node.all_processes["raylet"][0].process.pid
+            found += word in " ".join(process.cmdline())
+    return found
 
 
 def read_until(process: subprocess.Popen[str], pattern: str, lines: list[str]) -> None:
@@ -105,7 +99,7 @@ def run(cluster: Cluster, slow: Path, tiny: Path) -> Run:
         slow.parent,
         tiny,
         run={"name": "fleet", "steps": STEPS, "checkpoint_every": 0},
-        rollout={"actors": 1, "max_actors": 2, "groups_in_flight": 4},
+        rollout={"actors": 2, "min_actors": 1, "groups_in_flight": 4},
         reward={"functions": [{"name": "helpers_toy:many_e_slowly"}]},
         queue={"groups_per_step": GROUPS, "max_staleness": STALENESS},
         learner={"ranks": 2, "learning_rate": 1e-3},
@@ -116,19 +110,18 @@ def run(cluster: Cluster, slow: Path, tiny: Path) -> Run:
     process = start(config, "-m", str(ROOT / "configs" / "methods" / "grpo.yaml"))
     watchdog = threading.Timer(LIMIT_S, process.kill)
     watchdog.start()
-    try:  # which of the two places is on which machine is Ray's choice
-        read_until(process, r"step 3/", seen.lines)
-        os.kill(below(raylet(cluster.head_node), "EngineCore"), signal.SIGKILL)
-        node = cluster.add_node(num_cpus=1)
-        read_until(process, r"lost rollout-0", seen.lines)
-        read_until(process, r"engines 2", seen.lines)
-        killed = below(raylet(node), "RolloutActor")
-        os.kill(killed, signal.SIGKILL)
-        read_until(process, r"lost rollout-\d", seen.lines)
-        while below(raylet(node), "RolloutActor") in (None, killed):  # the watchdog's limit holds
+    try:
+        # The head is full with these three; only then is there a node for the second engine.
+        while below(cluster.head_node, "LearnerRank") < 2 or below(cluster.head_node, "RolloutActor") < 1:
+            assert process.poll() is None, process.communicate()[0]
             time.sleep(0.2)
+        node = cluster.add_node(num_cpus=1)
+        read_until(process, r"engines 2", seen.lines)
         cluster.remove_node(node, allow_graceful=False)
-        read_until(process, r"lost rollout-\d", seen.lines)
+        read_until(process, r"lost rollout-1", seen.lines)
+        cluster.add_node(num_cpus=1)
+        read_until(process, r"engines 1", seen.lines)
+        read_until(process, r"engines 2", seen.lines)
         slow.unlink()
         rest, _ = process.communicate()
         seen.lines.append(rest)
@@ -142,18 +135,14 @@ def run(cluster: Cluster, slow: Path, tiny: Path) -> Run:
     return seen
 
 
-def test_the_run_goes_on_through_every_loss(run: Run) -> None:
+def test_the_run_goes_on_when_a_node_leaves_and_another_comes(run: Run) -> None:
     metrics = read_metrics(run.folder)
     assert [m["step"] for m in metrics] == list(range(1, STEPS + 1))
-    assert max(m["fleet/members"] for m in metrics) == 2.0
-    assert metrics[-1]["fleet/members"] == 1.0
-    reasons = re.findall(r"lost (rollout-\d): (\w+)", run.output)
-    assert [why for _, why in reasons] == ["EngineDeadError", "ActorDiedError", "ActorDiedError"]
-    assert reasons[0][0] == "rollout-0"
-    assert reasons[1][0] == reasons[2][0], "the one that took its place was on the node that left"
-    # Where that was the place that is wanted, a third start waits for a node; a spare one is not asked for.
-    restarts = 3.0 if reasons[2][0] == "rollout-0" else 2.0
-    assert (metrics[-1]["fleet/lost"], metrics[-1]["fleet/restarts"]) == (3.0, restarts)
+    members = [m["fleet/members"] for m in metrics]
+    changes = [now for before, now in zip([0.0, *members], members, strict=False) if now != before]
+    assert changes in ([1.0, 2.0, 1.0, 2.0], [2.0, 1.0, 2.0]), "it may begin with one"
+    assert re.findall(r"lost (rollout-\d): ", run.output) == ["rollout-1"], "noticed by its run() or in a broadcast"
+    assert (metrics[-1]["fleet/lost"], metrics[-1]["fleet/restarts"]) == (1.0, 1.0)
 
 
 def test_every_group_was_consumed_once_and_none_is_over_stale(run: Run) -> None:
