@@ -14,7 +14,7 @@ run: $(STAMP) $(MODEL)/config.json
 	$(BIN)/uniapl train configs/local.yaml run.name=$(RUN) $(ARGS)
 
 test: lint
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m chaos --timeout=3600 tests/chaos $(ARGS)

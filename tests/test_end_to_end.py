@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from helpers_cli import ROOT, batch_rows, shared_memory, start, train
+from helpers_cli import ROOT, assert_memory_freed, batch_rows, shared_memory, signalled, start, train
 from helpers_toy import toy_config
 
 from uniapl.runlog import read_metrics
@@ -36,7 +37,7 @@ class TestWholeSystem:
         )
         before = shared_memory()
         output = train(config)
-        assert shared_memory() <= before, "nothing may be left in /dev/shm"
+        assert_memory_freed(before)
         return output, folder / "whole" / "runs" / "whole"
 
     def test_the_reward_of_a_learnable_task_rises(self, run: tuple[str, Path]) -> None:
@@ -88,21 +89,32 @@ class TestWholeSystem:
             assert text in run[0]
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder: Path, tiny: Path) -> None:
+def test_sft_then_grpo_until_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder: Path, tiny: Path) -> None:
+    """A method is a file of values; this one goes from demonstrations alone to rollouts alone by a hard switch."""
     config = toy_config(
         folder / "huge",
         tiny,
-        run={"name": "huge", "steps": 8, "checkpoint_every": 0},
+        run={"name": "huge", "steps": 10, "checkpoint_every": 0},
         reward={"functions": [{"name": "helpers_toy:many_e_or_too_much"}]},
-        objective={"preference": {"weight": 0.5, "advantage_std": False}},
+        queue={"on_equal_rewards": "resample", "max_resamples": 1},
         evaluation={"prompts": 0},
     )
-    process = start(config)
+    method = str(ROOT / "configs" / "methods" / "sft_then_grpo.yaml")
+    process = start(
+        config, "-m", method, "objective.demonstration.weight.steps=2", "objective.preference.advantage_std=false"
+    )
     output, _ = process.communicate(timeout=300)
     place = folder / "huge" / "runs" / "huge"
     assert process.returncode == 2, output[-4000:]
     assert "Traceback" not in output
-    made = len(read_metrics(place))
+    metrics, kinds = read_metrics(place), [{row["kind"] for row in batch} for batch in batch_rows(place)]
+    made = len(metrics)
+    assert made > 2
+    assert kinds == [{"demonstration"}] * 2 + [{"sample"}] * (made - 2)
+    assert [m["weight/demonstration"] for m in metrics] == [1.0] * 2 + [0.0] * (made - 2)
+    assert [m["weight/preference"] for m in metrics] == [0.0] * 2 + [1.0] * (made - 2)
+    assert metrics[-1]["queue/kept_equal"] <= metrics[-1]["queue/resampled"], "kept only after the one resampling"
+
     failed = place / "failed" / f"step-{made:05d}.arrow"
     line = output.rstrip().splitlines()[-1]
     assert re.fullmatch(
@@ -115,29 +127,23 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder: Path, ti
     assert "<svg" in (place / "report.html").read_text()
 
 
-def test_sft_is_a_file_of_values_and_starts_no_engine(folder: Path, tiny: Path) -> None:
-    config = toy_config(folder / "sft", tiny, run={"name": "sft", "steps": 3, "checkpoint_every": 0})
-    output = train(config, "-m", str(ROOT / "configs" / "methods" / "sft.yaml"))
+def test_sft_starts_no_engine_and_sigterm_saves_the_step_under_way(folder: Path, tiny: Path) -> None:
+    config = toy_config(
+        folder / "sft", tiny, run={"name": "sft", "steps": 200, "checkpoint_every": 100, "grace_seconds": 60}
+    )
+    method = ("-m", str(ROOT / "configs" / "methods" / "sft.yaml"))
+    status, rest = signalled(config, "step 3/", signal.SIGTERM, *method)
+    assert status == 0
+    assert rest.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
+    place = folder / "sft" / "runs" / "sft"
+    [saved] = (place / "checkpoints").iterdir()
+    made = int(saved.name.removeprefix("step-"))
+    assert [m["step"] for m in read_metrics(place)] == list(range(1, made + 1)), "with the step under way"
+    assert 3 <= made < 100
+
+    output = train(config, *method, f"run.steps={made + 2}", "--resume")
     assert "no rollout engine" in output
-    metrics = read_metrics(folder / "sft" / "runs" / "sft")
+    metrics = read_metrics(place)
+    assert [m["step"] for m in metrics] == list(range(1, made + 3))
     assert metrics[-1]["expert/nll"] < metrics[0]["expert/nll"]
     assert not any(key.startswith(("reward/", "loss/preference")) for m in metrics for key in m)
-
-
-def test_a_hard_switch_goes_from_demonstrations_to_rollouts_in_one_run(folder: Path, tiny: Path) -> None:
-    config = toy_config(
-        folder / "switch",
-        tiny,
-        run={"name": "switch", "steps": 4, "checkpoint_every": 0},
-        queue={"on_equal_rewards": "resample", "max_resamples": 1},
-        evaluation={"prompts": 0},
-    )
-    method = str(ROOT / "configs" / "methods" / "sft_then_grpo.yaml")
-    train(config, "-m", method, "objective.demonstration.weight.steps=2")
-    place = folder / "switch" / "runs" / "switch"
-    kinds = [{row["kind"] for row in batch} for batch in batch_rows(place)]
-    assert kinds == [{"demonstration"}, {"demonstration"}, {"sample"}, {"sample"}]
-    metrics = read_metrics(place)
-    assert [m["weight/demonstration"] for m in metrics] == [1.0, 1.0, 0.0, 0.0]
-    assert [m["weight/preference"] for m in metrics] == [0.0, 0.0, 1.0, 1.0]
-    assert metrics[-1]["queue/kept_equal"] <= metrics[-1]["queue/resampled"], "kept only after the one resampling"

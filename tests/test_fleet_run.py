@@ -16,7 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers_cli import ROOT, batch_rows, shared_memory, start
+from helpers_cli import ROOT, assert_memory_freed, batch_rows, shared_memory, start
 from helpers_toy import toy_config
 from ray.cluster_utils import Cluster
 
@@ -36,7 +36,6 @@ class Run:
     folder: Path
     lines: list[str] = field(default_factory=list)
     left: list[str] = field(default_factory=list)
-    shared_memory: set[str] = field(default_factory=set)
 
     @property
     def output(self) -> str:
@@ -131,7 +130,7 @@ def run(cluster: Cluster, slow: Path, tiny: Path) -> Run:
     assert process.returncode == 0, seen.output[-4000:]
     for word in ("RolloutActor", "EngineCore", "LearnerRank"):
         seen.left += titles(str(slow), word).values()
-    seen.shared_memory = shared_memory() - before
+    assert_memory_freed(before)
     return seen
 
 
@@ -165,7 +164,6 @@ def test_grpo_is_a_file_of_values_and_reads_no_demonstration(run: Run) -> None:
 
 def test_nothing_is_left_of_engines_and_ranks(run: Run) -> None:
     assert run.left == []
-    assert run.shared_memory == set()
 
 
 def test_the_engine_held_the_weights_of_the_learner_at_the_end(run: Run) -> None:

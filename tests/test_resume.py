@@ -15,6 +15,7 @@ from helpers_toy import toy_config
 from uniapl.runlog import read_metrics
 
 STEPS = 7
+pytestmark = pytest.mark.timeout(1200)  # one fixture is four whole runs
 OBJECTIVE = {
     "preference": {"weight": 0.5},
     "demonstration": {"weight": {"kind": "lagrangian", "value": 0.5, "target": 2.0, "rate": 0.1}},
@@ -53,40 +54,27 @@ def undisturbed(folder: Path, tiny: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def disturbed(folder: Path, tiny: Path) -> dict[str, Any]:
-    """One run in five lives; what was seen at the end of each."""
+    """One run in three lives; what was seen at the end of each."""
     place, seen = config(folder, tiny, "disturbed"), dict[str, Any]()
     run = folder / "disturbed" / "runs" / "disturbed"
     checkpoints = run / "checkpoints"
 
     killed(place, "broadcast:3:0.005")
     seen["after the broadcast"] = sorted(p.name for p in checkpoints.iterdir()), len(read_metrics(run))
-    killed(place, "save:4:0.02", "--resume")
-    seen["after the checkpoint"] = sorted(p.name for p in checkpoints.iterdir())
-    seen["SIGTERM"] = signalled(place, 4, signal.SIGTERM, "--resume")
-    seen["after SIGTERM"] = sorted(p.name for p in checkpoints.iterdir())
-    seen["Ctrl-C"] = signalled(place, 6, signal.SIGINT, "--resume")
+    seen["Ctrl-C"] = signalled(place, "step 5/", signal.SIGINT, "--resume")
     seen["report"] = (run / "report.html").read_text()
     seen["second run"] = start(place).communicate(timeout=60)[0]
     seen["last"] = train(place, "--resume")
     return seen | {"run": run}
 
 
-class TestOneRunInFiveLives:
+class TestOneRunInThreeLives:
     def test_every_bit_is_that_of_the_undisturbed_run(self, disturbed: dict[str, Any], undisturbed: Path) -> None:
         """Token ids, log-probabilities, rewards, scores, losses, weights."""
         assert differences(disturbed["run"], undisturbed, STEPS) == []
 
     def test_a_kill_in_a_broadcast_leaves_the_checkpoint_before(self, disturbed: dict[str, Any]) -> None:
         assert disturbed["after the broadcast"] == (["step-00002"], 2)
-
-    def test_a_kill_in_a_checkpoint_leaves_it_without_its_name(self, disturbed: dict[str, Any]) -> None:
-        assert disturbed["after the checkpoint"] == ["step-00002", "step-00004.partial"]
-
-    def test_sigterm_saves_the_step_under_way(self, disturbed: dict[str, Any]) -> None:
-        status, rest = disturbed["SIGTERM"]
-        assert status == 0
-        assert rest.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
-        assert disturbed["after SIGTERM"] == ["step-00004", "step-00005"]
 
     def test_ctrl_c_leaves_a_folder_that_can_be_read(self, disturbed: dict[str, Any]) -> None:
         assert disturbed["Ctrl-C"][0] == 130
