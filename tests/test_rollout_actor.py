@@ -83,6 +83,7 @@ class Rollout(RolloutActor):
         """All of an update but the bytes, which make no difference to what becomes of running groups."""
         await self.start_weight_update()
         await self.finish_weight_update(version)
+        await self.resume()
 
 
 @pytest.fixture(scope="module")
