@@ -2,7 +2,7 @@
 
     python benchmarks/overlap.py [--layers 6] [--steps 12] [--staleness 2] [--set KEY=VALUE ...]
 
-Two runs of `uniapl train` on configs/local.yaml with the method grpo and the first layers of its model, which answers
+Two runs of `uniapl train` on configs/local.yaml with rollouts alone and the first layers of its model, which answers
 with noise of the greatest length: the same work in every step. The engine and its actor are pinned to one core, the
 learner to another. In the synchronous run one of the two works while the other waits: that gives the two bounds. The
 last line is what the asynchronous mode takes in units of the larger of them.
@@ -66,10 +66,13 @@ def run(name: str, folder: Path, staleness: int, a: argparse.Namespace) -> list[
         "learner.learning_rate=1e-9",
         "evaluation.prompts=0",
         "objective.diagnostics_every=0",
+        "objective.preference.weight=1",
+        "objective.demonstration.weight=0",
+        "objective.adversarial={weight: 0, discriminator: none}",
         f"queue.max_staleness={staleness}",
         *a.set,
     ]
-    command = [sys.executable, "-m", "cluster.cli", "train", "configs/local.yaml", "-m", "grpo", *overrides]
+    command = [sys.executable, "-m", "cluster.cli", "train", "configs/local.yaml", *overrides]
     paths = {"PYTHONPATH": f"{os.getcwd()}:{os.environ.get('PYTHONPATH', '')}"}
     process = subprocess.Popen(
         command, env=os.environ | paths, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

@@ -19,8 +19,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-OPTIMIZER_FILE = "zero_pp_rank_{rank}_mp_rank_00_optim_states.pt"
-MODEL_FILE = "zero_pp_rank_{rank}_mp_rank_00_model_states.pt"
+OPTIMIZER_FILE = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
+MODEL_FILE = "zero_pp_rank_0_mp_rank_00_model_states.pt"
 
 
 def saved_ranks(folder: Path) -> int:
@@ -29,11 +29,15 @@ def saved_ranks(folder: Path) -> int:
     Raises:
         RuntimeError: the files of a rank between them are missing.
     """
-    pattern = re.compile(OPTIMIZER_FILE.format(rank=r"(\d+)"))
-    found = sorted(int(m[1]) for p in folder.glob("*_optim_states.pt") if (m := pattern.fullmatch(p.name)))
+    found = sorted(_optimizer_files(folder))
     if found != list(range(len(found))):
         raise RuntimeError(f"{folder}: holds the state of ranks {found}; allowed: all from 0")
     return len(found)
+
+
+def _optimizer_files(folder: Path) -> dict[int, Path]:
+    """By rank; in bfloat16 their names begin otherwise."""
+    return {int(m[2]): p for p in folder.glob("*_optim_states.pt") if (m := OPTIMIZER_FILE.fullmatch(p.name))}
 
 
 @dataclass(frozen=True)
@@ -51,8 +55,8 @@ class _Saved:
 
     def __init__(self, folder: Path, ranks: int) -> None:
         self.ranks = ranks
-        self.shards = [_load(folder / OPTIMIZER_FILE.format(rank=rank)) for rank in range(ranks)]
-        shapes = torch.load(folder / MODEL_FILE.format(rank=0), map_location="cpu", weights_only=False, mmap=True)
+        self.shards = [_load(path) for _, path in sorted(_optimizer_files(folder).items())]
+        shapes = torch.load(folder / MODEL_FILE, map_location="cpu", weights_only=False, mmap=True)
         self.places = dict(_places(shapes["param_shapes"], ranks))
 
     def whole(self, name: str, key: str) -> Tensor:

@@ -17,7 +17,11 @@ ORPHANS_S = 30.0
 """How long the run's processes may take to end after their driver was killed."""
 AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 """Ray's own helpers: they try for a minute to report that their node is gone."""
-ENVIRONMENT = os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
+
+
+def environment() -> dict[str, str]:
+    """This process's, as it is now: a Ray that runs in it may have set how it is to be asked."""
+    return os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
 
 
 def start(config: Path, *arguments: str, program: tuple[str, ...] = ("-m", "cluster.cli")) -> subprocess.Popen[str]:
@@ -25,7 +29,7 @@ def start(config: Path, *arguments: str, program: tuple[str, ...] = ("-m", "clus
     return subprocess.Popen(
         [sys.executable, *program, "train", str(config), *arguments],
         cwd=config.parent,
-        env=ENVIRONMENT,
+        env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -56,7 +56,7 @@ class Simulated:
         self.queue = queue
 
     async def run(self) -> int:
-        await self.queue.lease.remote(self.name, 60.0)
+        await self.queue.lease.remote(self.name, 1, 60.0)
         await asyncio.sleep(600)
         return 0
 

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers_cli import ENVIRONMENT, assert_nothing_left, killed, shared_memory, start, train
+from helpers_cli import assert_nothing_left, environment, killed, shared_memory, start, train
 from helpers_exact import differences
 from helpers_toy import toy_config
 
@@ -69,7 +69,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_the_last_checkpoint
     script = f'mount -t tmpfs -o size=60m none "{disk}" || exit 77; ({wait}; {fill}) & "$0" -m cluster.cli train "$1"; '
     script += f'status=$?; rm -f "{disk}/other"; cp -r "{disk}/full" "{tmp_path}/kept"; exit $status'
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, sys.executable, str(place)]
-    done = subprocess.run(command, cwd=place.parent, env=ENVIRONMENT, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(command, cwd=place.parent, env=environment(), capture_output=True, text=True, timeout=900)
     if done.returncode == 77 or "unshare" in done.stderr:
         pytest.skip(f"no file system can be mounted here: {done.stderr.strip()[:100]}")
     assert done.returncode == 2, done.stderr[-3000:]
