@@ -140,8 +140,10 @@ def test_the_run_goes_on_when_a_node_leaves_and_another_comes(run: Run) -> None:
     members = [m["fleet/members"] for m in metrics]
     changes = [now for before, now in zip([0.0, *members], members, strict=False) if now != before]
     assert changes in ([1.0, 2.0, 1.0, 2.0], [2.0, 1.0, 2.0]), "it may begin with one"
-    assert re.findall(r"lost (rollout-\d): ", run.output) == ["rollout-1"], "noticed by its run() or in a broadcast"
-    assert (metrics[-1]["fleet/lost"], metrics[-1]["fleet/restarts"]) == (1.0, 1.0)
+    lost = re.findall(r"lost (rollout-\d): ", run.output)
+    assert set(lost) == {"rollout-1"}, run.output
+    assert len(lost) <= 2, "Ray may start one more on the node that is about to be known as gone"
+    assert metrics[-1]["fleet/lost"] == metrics[-1]["fleet/restarts"] == len(lost)
 
 
 def test_every_group_was_consumed_once_and_none_is_over_stale(run: Run) -> None:
