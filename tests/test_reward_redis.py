@@ -140,7 +140,7 @@ def test_an_unreachable_server_is_one_line_without_the_password():
 
 
 def test_an_option_that_does_not_exist_is_one_line(server):
-    with pytest.raises(ConfigError, match="no answer: .*unexpected keyword argument 'colour'"):
+    with pytest.raises(ConfigError, match=r"no answer: .*unexpected keyword argument 'colour'"):
         require_redis(f"{server.url}?colour=red")
 
 

@@ -91,13 +91,13 @@ def test_tls_with_the_authority_of_the_environment(monkeypatch, tls):
 
 def test_a_certificate_of_nobody_known_is_refused(monkeypatch, tls):
     monkeypatch.setenv(REDIS_PASSWORD, PASSWORD)
-    with pytest.raises(ConfigError, match="no answer: .*CERTIFICATE_VERIFY_FAILED"):
+    with pytest.raises(ConfigError, match=r"no answer: .*CERTIFICATE_VERIFY_FAILED"):
         require_redis(f"rediss://uniapl@127.0.0.1:{tls.port}/0")
 
 
 def test_a_certificate_of_another_host_is_refused(monkeypatch, tls):
     monkeypatch.setenv(REDIS_PASSWORD, PASSWORD)
-    with pytest.raises(ConfigError, match="no answer: .*[Hh]ostname mismatch"):
+    with pytest.raises(ConfigError, match=r"no answer: .*[Hh]ostname mismatch"):
         require_redis(f"rediss://uniapl@localhost:{tls.port}/0?ssl_ca_certs={tls.authority}")
 
 
@@ -124,11 +124,14 @@ class _Front:
                 threading.Thread(target=self._serve, args=[self._listener.accept()[0]], daemon=True).start()
 
     def _serve(self, raw: socket.socket) -> None:
-        with suppress(OSError), self._context.wrap_socket(raw, server_side=True) as secured:
-            with socket.create_connection(("127.0.0.1", self._server_port)) as plain:
-                while data := secured.recv(65536):  # the client waits for each answer
-                    plain.sendall(data)
-                    secured.sendall(plain.recv(65536))
+        with (
+            suppress(OSError),
+            self._context.wrap_socket(raw, server_side=True) as secured,
+            socket.create_connection(("127.0.0.1", self._server_port)) as plain,
+        ):
+            while data := secured.recv(65536):  # the client waits for each answer
+                plain.sendall(data)
+                secured.sendall(plain.recv(65536))
 
     def close(self) -> None:
         self._listener.shutdown(socket.SHUT_RDWR)
