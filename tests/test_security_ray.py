@@ -67,7 +67,7 @@ def test_neither_token_nor_environment_stand_in_rays_files(session):
 
 
 def call_as_guests(address: str, environments: list[dict[str, str]]) -> list[str]:
-    """What processes of this machine say that connect to `address`, side by side: Ray lets a refused one try for 20 s."""
+    """What processes of this machine say that connect to `address`, side by side: Ray tries for 20 s to get in."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | LOOPBACK
     guests = [
         subprocess.Popen(
