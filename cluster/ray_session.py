@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import ray
+from ray._private import ray_constants
+from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # (no stubs)
 
 from cluster.placement import logical_cpus
 from uniapl.config import Config
@@ -13,34 +18,74 @@ from uniapl.config_errors import ConfigError
 
 # Ray would start an idle worker per CPU; ours all have an environment of their own and could not use them.
 NO_PRESTART = {"enable_worker_prestart": False, "prestart_worker_first_driver": False}
+LOOPBACK = {
+    ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR: "0",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "VLLM_HOST_IP": "127.0.0.1",
+}
+"""Read by Ray, gloo and vLLM in all processes of a run, which would else listen at the machine's outer address."""
+TOKEN_BYTES = 32
 
 
 @contextmanager
 def ray_session(config: Config) -> Iterator[bool]:
     """Be connected to Ray inside the block; yields whether there are GPUs.
 
-    With `cluster.address: local` Ray is started here and ended with the block, also by an exception.
+    With `cluster.address: local` Ray is started here and ended with the block, also by an exception. It listens on
+    127.0.0.1 alone and answers nobody without the run's token.
 
     Raises:
         ConfigError: nothing answers at `cluster.address`.
     """
     address = config.cluster.address
-    quiet = {"log_to_driver": False, "logging_level": "error"}
+    if address == "local":
+        with _closed_to_others(), _connected(address, **_own_ray(config)) as gpu:
+            yield gpu
+    else:
+        with _connected(address) as gpu:
+            yield gpu
+
+
+@contextmanager
+def _connected(address: str, **options: Any) -> Iterator[bool]:
     try:
-        if address == "local":
-            ray.init(
-                address="local",
-                num_cpus=logical_cpus(config),
-                include_dashboard=False,
-                object_store_memory=int(config.cluster.object_store_gib * 2**30),
-                _system_config=NO_PRESTART,
-                **quiet,
-            )
-        else:
-            ray.init(address=address, **quiet)
+        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except ConnectionError as error:
         raise ConfigError(f"cluster.address: got '{address}', no Ray answers there: {error}") from None
     try:
         yield ray.cluster_resources().get("GPU", 0) > 0
     finally:
         ray.shutdown()
+
+
+def _own_ray(config: Config) -> dict[str, Any]:
+    return {
+        "num_cpus": logical_cpus(config),
+        "include_dashboard": False,
+        "object_store_memory": int(config.cluster.object_store_gib * 2**30),
+        "_system_config": NO_PRESTART,
+    }
+
+
+@contextmanager
+def _closed_to_others() -> Iterator[None]:
+    """A Ray that is started inside of the block serves this machine alone, and those alone who have its token.
+
+    Ray 2.60 asks for a token where RAY_AUTH_MODE does not say otherwise, by default one that it keeps in the user's
+    home for all its clusters; this one is of this run, and stands nowhere but in its processes' environment. Ray
+    takes 127.0.0.1 for its own address where clusters are not enabled (its default on macOS), and not when asked to.
+    """
+    before = dict(os.environ)
+    clusters = ray_constants.ENABLE_RAY_CLUSTER
+    os.environ.pop("RAY_AUTH_MODE", None)
+    os.environ.update(LOOPBACK, RAY_AUTH_TOKEN=secrets.token_hex(TOKEN_BYTES))
+    ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when Ray was imported
+    AuthenticationTokenLoader.instance().reset_cache()
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = clusters
+        for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", *LOOPBACK):
+            os.environ.pop(name, None)
+            os.environ.update({name: before[name]} if name in before else {})
+        AuthenticationTokenLoader.instance().reset_cache()

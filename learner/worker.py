@@ -30,9 +30,9 @@ class LearnerRank:
 
     def address(self) -> tuple[str, int]:
         """This machine's address and a port that is free on it: where rank 0 is to be met."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), probe.getsockname()[1]
+        host = ray.util.get_node_ip_address()
+        with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+            return host, probe.getsockname()[1]
 
     def start(self, host: str, port: int) -> None:
         """Join the other ranks and load the policy."""

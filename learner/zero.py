@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import importlib
+import os
 import warnings
 from datetime import timedelta
 from typing import Any
 
 import deepspeed
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed import TCPStore
 
 from learner.device import Device
 from uniapl.config import LearnerConfig
+from uniapl.transfer import open_store
 
 PERSIST_WHOLE_MODEL = 10**12
 
@@ -27,7 +31,16 @@ def join_ranks(device: Device, timeout_s: float) -> None:
     _no_shared_memory_kernels()
     if device.backend == "nccl":
         torch.cuda.set_device(device.torch_device)
-    deepspeed.init_distributed(dist_backend=device.backend, timeout=timedelta(seconds=timeout_s), verbose=False)
+    rank, ranks, host, port = (os.environ[key] for key in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    timeout = timedelta(seconds=timeout_s)
+    # Not by MASTER_ADDR alone: the store that PyTorch then opens listens on all addresses of the machine.
+    store = open_store(host, timeout_s, int(port)) if rank == "0" else TCPStore(host, int(port), timeout=timeout)
+    # A device for nccl alone, and only where there is somebody to talk to, as DeepSpeed itself does it.
+    bound = torch.device(device.torch_device) if device.backend == "nccl" and int(ranks) > 1 else None
+    dist.init_process_group(
+        device.backend, store=store, rank=int(rank), world_size=int(ranks), timeout=timeout, device_id=bound
+    )
+    deepspeed.init_distributed(dist_backend=device.backend, timeout=timeout, verbose=False)
 
 
 def _no_shared_memory_kernels() -> None:

@@ -86,7 +86,7 @@ def write_config(folder, planned, sft=False):
         "model": {"path": "models/smollm2-135m-instruct"},
         "data": {"train": ["data/train-*.arrow"], "heldout": ["data/heldout.arrow"]},
         "objective": objective,
-        "reward": {"redis_url": "redis://user:secret-word@cache.example:6379/0"},
+        "reward": {"redis_url": "redis://user@cache.example:6379/0"},
         "learner": {"warmup_steps": 0},
     }
     resolved = Config.model_validate(tree).model_dump(mode="json")

@@ -79,7 +79,9 @@ def test_addresses_of_a_cluster(tmp_path, address):
     assert load(tmp_path, "", [f'cluster.address="{address}"']).cluster.address == address
 
 
-@pytest.mark.parametrize("url", ["redis://h:1/0", "rediss://u:p@h", "unix:///tmp/redis.sock", "null"])
+@pytest.mark.parametrize(
+    "url", ["redis://h:1/0", "rediss://u@h:1/0?ssl_ca_certs=/ca.pem", "unix:///tmp/redis.sock", "null"]
+)
 def test_urls_of_a_score_cache(tmp_path, url):
     found = load(tmp_path, "", [f"reward.redis_url={url}"]).reward.redis_url
     assert found == (None if url == "null" else url)

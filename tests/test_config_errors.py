@@ -87,6 +87,7 @@ VALUES = [
     ("reward.functions=[{name: a, weight: .nan}]", "reward.functions.0.weight: got nan; allowed: a finite number"),
     # addresses
     ("reward.redis_url=http://x", f"reward.redis_url: got 'http://x'; allowed: {URL}"),
+    ("reward.redis_url=http://u:hunt@er2@x", f"reward.redis_url: got 'http://***@x'; allowed: {URL}"),
     ("cluster.address=head", "cluster.address: got 'head'; allowed: 'local', 'auto' or HOST:PORT"),
     ("cluster.address=", "cluster.address: got null; allowed: 'local', 'auto' or HOST:PORT"),
 ]
@@ -142,6 +143,17 @@ CONFLICTS = [
         ["queue.group_timeout_s=9", "queue.on_straggler=accept", "queue.min_group=5"],
         "override: queue.min_group: got 5; allowed: <= rollout.group_size = 4",
     ),
+    (
+        ["reward.redis_url=redis://me:hunter2@h:1/0"],
+        "override: reward.redis_url: got 'redis://***@h:1/0'; "
+        "allowed: no password, it is read from the environment: UNIAPL_REDIS_PASSWORD",
+    ),
+    (
+        ["reward.redis_url=rediss://h/0?ssl_password=hunter2&db=1"],
+        "override: reward.redis_url: got 'rediss://h/0?ssl_password=***&db=1'; "
+        "allowed: no password, it is read from the environment: UNIAPL_REDIS_PASSWORD",
+    ),
+    (["reward.redis_url=redis://[h"], "override: reward.redis_url: got 'redis://[h'; Invalid IPv6 URL"),
     (
         ["rollout.group_size=1", "learner.warmup_steps=31"],
         "override: rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group\n"

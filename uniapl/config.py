@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
-from uniapl.config_errors import ConfigError, read_yaml, set_dotted, validation_lines
+from uniapl.config_errors import ConfigError, masked, read_yaml, set_dotted, validation_lines
 from uniapl.config_types import (
+    REDIS_PASSWORD,
     Address,
     Dtype,
     Fraction,
@@ -108,7 +110,7 @@ class RewardConfig(Section):
     """The reward service: a Ray Serve application."""
 
     functions: Annotated[list[RewardFunction], Field(min_length=1)] = [RewardFunction(name="ifeval")]
-    redis_url: RedisUrl | None = None
+    redis_url: RedisUrl | None = Field(None, description=f"its password comes from {REDIS_PASSWORD} alone")
     cache_entries: NonNegative = 100_000
     min_replicas: Positive = 1
     max_replicas: Positive = 1
@@ -243,6 +245,7 @@ def _conflicts(c: Config) -> list[str]:
     if c.reward.max_replicas < c.reward.min_replicas:
         least = f"reward.min_replicas = {c.reward.min_replicas}"
         found.append(f"reward.max_replicas: got {c.reward.max_replicas}; allowed: >= {least}")
+    found += _redis_conflicts(c.reward.redis_url)
     names = [function.name for function in c.reward.functions]
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append(f"reward.functions: got '{name}' {names.count(name)} times; allowed: each name once")
@@ -251,6 +254,17 @@ def _conflicts(c: Config) -> list[str]:
     if c.evaluation.prompts > 0 and not c.data.heldout:
         found.append("data.heldout: got []; allowed: at least one shard when evaluation.prompts is > 0")
     return found + _endless(c)
+
+
+def _redis_conflicts(url: str | None) -> list[str]:
+    """Secrets in the address: what the configuration holds stands in the run's folder, for all to read."""
+    key = f"reward.redis_url: got '{masked(url or '')}'"
+    try:
+        parts = urlsplit(url or "")
+        secret = parts.password is not None or any("password" in name for name in parse_qs(parts.query))
+    except ValueError as error:
+        return [f"{key}; {error}"]
+    return [f"{key}; allowed: no password, it is read from the environment: {REDIS_PASSWORD}"] if secret else []
 
 
 def _endless(c: Config) -> list[str]:

@@ -20,6 +20,8 @@ MAX_YAML_BYTES = 256 << 10
 MAX_DIGITS = 18
 """Of a whole number: what is longer may not fit into 64 bits."""
 MAX_OVERRIDE_DEPTH = 10
+_SECRET = re.compile(r"(?<=://)[^/\s'\"]+(?=@)|(?<=password=)[^&\s'\"]+")
+"""User and password in an address, also where there is more than one @."""
 
 
 class ConfigError(ValueError):
@@ -191,11 +193,16 @@ def _shown_key(part: Any) -> str:
     return _shown(part) if not isinstance(part, str) or part.isascii() else ascii(part[:60])
 
 
+def masked(text: str) -> str:
+    """`text` with *** for users and passwords in addresses."""
+    return _SECRET.sub("***", text)
+
+
 def _shown(value: Any) -> str:
-    """A value as one short line, in YAML's words."""
+    """A value as one short line, in YAML's words, without passwords in addresses."""
     if value is None or isinstance(value, bool):
         return {None: "null", True: "true", False: "false"}[value]
-    text = repr(value)
+    text = masked(repr(value))
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -7,6 +7,7 @@ holds them to their deadlines.
 
 from __future__ import annotations
 
+import socket
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
@@ -21,6 +22,8 @@ import xxhash
 from torch import Tensor
 
 CHECKSUM_BYTES = 8
+BACKLOG = 1024
+"""Members whose connections a store may still have to take: they all come at once."""
 PIECE_BYTES = 4 << 20
 PIECES = 8
 """Of a sender, at most, on the wire or about to be: 32 MiB."""
@@ -52,9 +55,24 @@ class Deadline:
         return timedelta(seconds=max(SHORTEST_WAIT_S, self.end - time.monotonic()))
 
 
-def open_store(host: str, timeout_s: float) -> dist.TCPStore:
-    """The rendezvous of a new group, on a free port of this machine; it ends with the object."""
-    return dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=timeout_s))
+def open_store(host: str, timeout_s: float, port: int = 0) -> dist.TCPStore:
+    """The rendezvous of a new group, at `host` alone, by default on a free port; it ends with the object.
+
+    A store that binds by itself listens on all addresses of the machine.
+
+    Raises:
+        OSError: `host` is no address of this machine, or `port` is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.create_server((host, port), family=family, backlog=BACKLOG) as listener:
+        return dist.TCPStore(
+            host,
+            listener.getsockname()[1],
+            is_master=True,
+            wait_for_workers=False,
+            timeout=timedelta(seconds=timeout_s),
+            master_listen_fd=listener.detach(),
+        )
 
 
 def join_group(host: str, port: int, rank: int, world_size: int, deadline: Deadline) -> dist.ProcessGroupGloo:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from uniapl.analysis import Evaluation, Interval, paired_difference
-from uniapl.config_errors import parse_yaml
+from uniapl.config_errors import masked, parse_yaml
 from uniapl.report import figures
 from uniapl.report.axes import clock, compact, percent, points
 from uniapl.report.charts import MAX_POINTS, interval_chart, share_bar
@@ -26,7 +25,6 @@ from uniapl.runlog import RunError, read_metrics
 
 FOLDER = Path(__file__).parent
 CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-USER_IN_URL = re.compile(r"(?<=://)[^/@\s'\"]+(?=@)")
 
 
 @dataclass(frozen=True)
@@ -87,7 +85,7 @@ def load_run(run_dir: Path) -> Run:
     text = _text(run_dir / "config.yaml")
     return Run(
         name=run_dir.resolve().name,
-        config_text=USER_IN_URL.sub("***", text),
+        config_text=masked(text),
         config=parse_yaml(text, str(run_dir / "config.yaml")),
         metrics=read_metrics(run_dir),
         before=_evaluation(run_dir / "eval" / "before.json"),
@@ -102,8 +100,7 @@ def render(run: Run) -> str:
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_visible
     )
     environment.filters |= {"percent": percent, "points": points, "clock": clock, "compact": compact, "shown": shown}
-    script = (FOLDER / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    script, style = ((FOLDER / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
     return environment.get_template("report.html").render(
         run=run,
         status=_status(run),
@@ -119,10 +116,16 @@ def render(run: Run) -> str:
         health=figures.line_figures(run.metrics, figures.HEALTH) + figures.importance_figures(run.metrics),
         times=_times(run.metrics),
         samples=choose(paired_samples(run.before, run.after)),
-        style=Markup((FOLDER / "report.css").read_text(encoding="utf-8")),  # noqa: S704 (our own file)
+        style=Markup(style),  # noqa: S704 (our own file)
         script=Markup(script),  # noqa: S704 (our own file)
-        script_hash=digest,
+        style_hash=_policy_hash(style),
+        script_hash=_policy_hash(script),
     )
+
+
+def _policy_hash(text: str) -> str:
+    """What the page's Content-Security-Policy knows an inline script or style by."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _visible(value: Any) -> Any:

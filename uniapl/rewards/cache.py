@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import math
+import os
 import threading
 import time
 from collections import OrderedDict
@@ -19,6 +20,7 @@ from redis.retry import Retry
 
 from uniapl.config import RewardConfig
 from uniapl.config_errors import ConfigError
+from uniapl.config_types import REDIS_PASSWORD
 from uniapl.records import Prompt
 from uniapl.rewards.types import RewardResult
 
@@ -142,8 +144,7 @@ class RedisCache:
         with self._lock:
             self._errors += 1
             if self._pause_s == 0:
-                reason = " ".join(str(error).split())
-                _log.warning("score cache %s lost, scoring goes on without it: %s", self._where, reason)
+                _log.warning("score cache %s lost, scoring goes on without it: %s", self._where, _reason(error))
             self._pause_s = min(max(2 * self._pause_s, self._first_retry_s), LAST_RETRY_S)
             self._retry_at = time.monotonic() + self._pause_s
 
@@ -177,19 +178,21 @@ def require_redis(url: str) -> None:
     client = _client(url)
     try:
         client.ping()
-    except redis.RedisError as error:
-        reason = " ".join(str(error).split())
+    except (redis.RedisError, TypeError) as error:  # TypeError: an option in the URL that redis-py does not know
         raise ConfigError(
-            f"reward.redis_url: got '{_shown(url)}'; no answer: {reason}; allowed: a Redis server that runs, or null"
+            f"reward.redis_url: got '{_shown(url)}'; no answer: {_reason(error)}; "
+            "allowed: a Redis server that runs, or null"
         ) from None
     finally:
         client.close()
 
 
 def _client(url: str) -> redis.Redis:
+    """A client that has not connected yet; the password is the environment's."""
     try:
         return redis.Redis.from_url(
             url,
+            password=os.environ.get(REDIS_PASSWORD) or None,
             socket_connect_timeout=CONNECT_TIMEOUT_S,
             socket_timeout=READ_TIMEOUT_S,
             retry=Retry(NoBackoff(), 0),
@@ -198,7 +201,14 @@ def _client(url: str) -> redis.Redis:
         raise ConfigError(f"reward.redis_url: got '{_shown(url)}'; {error}") from None
 
 
+def _reason(error: Exception) -> str:
+    """What Redis or its client says, in one line, without the password whoever put it there."""
+    password = os.environ.get(REDIS_PASSWORD)
+    said = " ".join(str(error).split())
+    return said.replace(password, "***") if password else said
+
+
 def _shown(url: str) -> str:
-    """The address without user and password."""
+    """The address without user and options."""
     parts = urlsplit(url)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
