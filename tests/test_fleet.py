@@ -1,7 +1,7 @@
-"""Rollout actors that come and go: bookkeeping on simulated actors, and one whole run with every kind of loss.
+"""Rollout actors that come and go: the bookkeeping. `test_fleet_run.py` has a whole run with real ones.
 
-The bookkeeping is tested on actors without an engine, because a real one takes half a minute to start; the queue
-that is told of losses is the real one.
+It is tested on actors without an engine, and with Ray's resources sized for them, because a real one takes half a
+minute to start; the queue that is told of losses is the real one.
 """
 
 from __future__ import annotations

@@ -81,7 +81,7 @@ def edit(path: Path, **changes: Any) -> Path:
 @pytest.mark.parametrize("case", TEMPLATES)
 def test_a_template_that_does_no_good(tmp_path: Path, case: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if "ever" in case:
-        monkeypatch.setattr(encoding, "TEMPLATE_S", 1.0)
+        monkeypatch.setattr(encoding, "TEMPLATE_S", 1.0)  # the same limit, reached in one second and not in ten
     template, expected = TEMPLATES[case]
     folder = with_template(tmp_path / "m", template)
     with pytest.raises(DataError) as raised:
@@ -237,7 +237,7 @@ def test_a_model_folder_is_refused_before_anything_starts(
     tmp_path: Path, tiny: Path, capsys: pytest.CaptureFixture[str], case: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if "runs away" in case:
-        monkeypatch.setattr(encoding, "TEMPLATE_S", 1.0)
+        monkeypatch.setattr(encoding, "TEMPLATE_S", 1.0)  # the same limit, reached in one second and not in ten
     spoil, expected = MODELS[case]
     folder = tmp_path / "model"
     shutil.copytree(tiny, folder)
