@@ -113,8 +113,8 @@ def free_cpus() -> float:
     return ray.available_resources().get("CPU", 0.0)
 
 
-def until(fleet: Fleet, there: Callable[[], bool], seconds: float = 30.0) -> None:
-    """Poll the fleet until `there()`."""
+def until(fleet: Fleet, there: Callable[[], bool], seconds: float = 180.0) -> None:
+    """Poll the fleet until `there()`; `seconds` is for a machine with other work, where a process starts slowly."""
     deadline = time.monotonic() + seconds
     while not there():
         assert time.monotonic() < deadline, "not reached in time"

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 import pytest
-import ray
+from helpers_cli import ROOT, environment
 
-from cluster.ray_session import LOOPBACK, ray_session
-from learner.worker import LearnerRank
-from uniapl.config import Config
+from cluster.ray_session import LOOPBACK
 
 GUEST = """
 import ray, sys
@@ -27,23 +27,41 @@ except Exception as error:
 PLANTED = "planted-secret-of-the-environment"
 
 
+@dataclass
+class OwnRay:
+    """What a Ray of our own says of itself, and the process that started it."""
+
+    address: str
+    token: str
+    folder: str
+    actor: str
+    process: psutil.Process
+
+
 @pytest.fixture(scope="module")
-def session() -> Iterator[tuple[str, str]]:
-    """The address of our Ray, with one actor up, and the run's token."""
-    config = Config.model_validate({"model": {"path": "m"}, "data": {"train": ["t"], "heldout": ["h"]}})
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UNIAPL_REDIS_PASSWORD", PLANTED)
-        patch.setenv("RAY_AUTH_MODE", "disabled")
-        with ray_session(config):
-            rank = ray.remote(LearnerRank).remote(0, config)
-            host, _ = ray.get(rank.address.remote())
-            assert host == "127.0.0.1"
-            yield ray.get_runtime_context().gcs_address, os.environ["RAY_AUTH_TOKEN"]
-        assert os.environ["RAY_AUTH_MODE"] == "disabled" and not {"RAY_AUTH_TOKEN", *LOOPBACK} & os.environ.keys()
+def session() -> Iterator[OwnRay]:
+    """In a process of its own: the suite's other tests may have a Ray in this one."""
+    own = {name: value for name, value in environment().items() if not name.startswith("RAY_AUTH")}
+    starter = subprocess.Popen(
+        [sys.executable, str(ROOT / "tests" / "helpers_own_ray.py")],
+        env=own | {"UNIAPL_REDIS_PASSWORD": PLANTED},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert starter.stdout is not None
+        seen = next(line for line in starter.stdout if line.startswith("{"))
+        yield OwnRay(**json.loads(seen), process=psutil.Process(starter.pid))
+        starter.communicate(timeout=60)
+        assert starter.returncode == 0
+    finally:
+        starter.kill()
 
 
 def test_everything_listens_on_loopback(session):
-    family = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    assert session.actor == "127.0.0.1"
+    family = [session.process, *session.process.children(recursive=True)]
     listening = [c for process in family for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
     assert len(listening) > 5
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}, listening
@@ -51,19 +69,19 @@ def test_everything_listens_on_loopback(session):
 
 def test_only_who_has_the_token_is_let_in(session):
     token = "RAY_AUTH_TOKEN"
-    guests = [{"RAY_AUTH_MODE": "disabled"}, {token: "0" * 64}, {token: session[1]}]
-    without, wrong, right = call_as_guests(session[0], guests)
+    guests = [{"RAY_AUTH_MODE": "disabled"}, {token: "0" * 64}, {token: session.token}]
+    without, wrong, right = call_as_guests(session.address, guests)
     assert "InvalidAuthToken" in without and "InvalidAuthToken" in wrong and "nodes" not in without + wrong
     assert "nodes 1" in right
 
 
 def test_neither_token_nor_environment_stand_in_rays_files(session):
-    folder = Path(ray._private.worker._global_node.get_session_dir_path())
+    folder = Path(session.folder)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 5
     for path in files:
         text = path.read_bytes()
-        assert session[1].encode() not in text and PLANTED.encode() not in text, path
+        assert session.token.encode() not in text and PLANTED.encode() not in text, path
 
 
 def call_as_guests(address: str, environments: list[dict[str, str]]) -> list[str]:
