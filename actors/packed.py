@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import dataclass
+from typing import Any
 
 from uniapl.mixing import ReadyGroup
 from uniapl.records import Demonstration, Group
@@ -63,6 +64,16 @@ def packed(group: ReadyGroup) -> PackedGroup:
     """The handle that the queue's rules carry."""
     handle: PackedGroup = group.handle
     return handle
+
+
+def to_wire(value: Any) -> bytes:
+    """`value` as bytes: Ray hands on bytes as they are, while its own pickler asks Python about every object."""
+    return pickle.dumps(value, protocol=5)
+
+
+def from_wire(data: bytes) -> Any:
+    """The inverse of `to_wire`."""
+    return pickle.loads(data)  # noqa: S301 (as above)
 
 
 def has_equal_rewards(group: Group) -> bool:

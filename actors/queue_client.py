@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from typing import Any
 
-from actors.packed import PackedGroup
+from actors.packed import PackedGroup, from_wire, to_wire
 from uniapl.leases import Lease
 from uniapl.records import Group
 
@@ -53,8 +53,12 @@ class QueueClient:
 
     async def commit(self, group: Group) -> bool:
         """Hand over a scored group; False when its lease had ended: then the group does not count."""
+        return await self.commit_packed(PackedGroup.of(group))
+
+    async def commit_packed(self, group: PackedGroup) -> bool:
+        """As `commit`."""
         answer: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-        self._finished.append((PackedGroup.of(group), answer))
+        self._finished.append((group, answer))
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._commit_finished())
         return await answer
@@ -73,7 +77,8 @@ class QueueClient:
             sent, self._finished = self._finished, []
             want = 0 if self._rounds else len(sent)
             try:
-                accepted, leases = await self._queue.commit.remote([group for group, _ in sent], want)
+                wire = to_wire([group for group, _ in sent])
+                accepted, leases = from_wire(await self._queue.commit.remote(wire, want))
             except Exception as error:
                 for _, answer in sent:
                     answer.set_exception(error)

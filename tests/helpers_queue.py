@@ -2,7 +2,7 @@
 
 import ray
 
-from actors.packed import PackedGroup
+from actors.packed import PackedGroup, from_wire, to_wire
 from uniapl.records import Group, Sample, Score, VersionSpan
 
 LONG = 60.0  # seconds: a poll that takes this long has hung
@@ -34,12 +34,12 @@ def commit_one(queue, actor="a", version=0):
 
 def commit_of(queue, group, want=0):
     """A call that commits one group."""
-    return queue.commit.remote([PackedGroup.of(group)], want)
+    return queue.commit.remote(to_wire([PackedGroup.of(group)]), want)
 
 
 def taken(queue, group):
     """Whether the queue took it."""
-    [accepted], _ = ray.get(commit_of(queue, group), timeout=SOON)
+    [accepted], _ = from_wire(ray.get(commit_of(queue, group), timeout=SOON))
     return accepted
 
 

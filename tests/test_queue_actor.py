@@ -22,7 +22,7 @@ from helpers_queue import (
     taken,
 )
 
-from actors.packed import PackedGroup
+from actors.packed import PackedGroup, from_wire
 from actors.queue import start_queue
 from actors.queue_client import QueueClient
 from uniapl.config import Config
@@ -91,7 +91,7 @@ def produce(queue, actor):
             continue
         version = ray.get(queue.stats.remote())["published"]
         group = make_group(lease, version)
-        for [counts], _ in ray.get([commit_of(queue, group) for _ in range(2)]):
+        for [counts], _ in map(from_wire, ray.get([commit_of(queue, group) for _ in range(2)])):
             accepted, refused = accepted + counts, refused + (not counts)
     return accepted, refused
 
@@ -149,13 +149,13 @@ def test_an_actor_gets_its_share_at_once_and_more_one_by_one(make_queue):
 def test_a_commit_brings_new_leases_but_never_those_that_others_wait_for(make_queue):
     queue = make_queue(groups=2, staleness=1)
     lease = lease_of(queue)
-    [counts], leases = ray.get(commit_of(queue, make_group(lease), want=2), timeout=SOON)
+    [counts], leases = from_wire(ray.get(commit_of(queue, make_group(lease), want=2), timeout=SOON))
     assert counts and [next_lease.actor for next_lease in leases] == ["a", "a"]
     last = lease_of(queue)
     waiting = queue.lease.remote("b", 1, LONG)
     assert still_waiting(waiting)
     bad = make_group(last, unscored="timeout")  # its prompt is leased again: to the one who waits
-    assert ray.get(commit_of(queue, bad, want=1), timeout=SOON) == ([True], [])
+    assert from_wire(ray.get(commit_of(queue, bad, want=1), timeout=SOON)) == ([True], [])
     assert lease_from(waiting, SOON).prompt == last.prompt
 
 

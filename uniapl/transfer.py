@@ -10,7 +10,7 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from itertools import pairwise
@@ -21,10 +21,11 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
+from uniapl.pieces import Memory, Part, cut, length
+
 CHECKSUM_BYTES = 8
 BACKLOG = 1024
 """Members whose connections a store may still have to take: they all come at once."""
-PIECE_BYTES = 4 << 20
 PIECES = 8
 """Of a sender, at most, on the wire or about to be: 32 MiB."""
 SHORTEST_WAIT_S = 0.001
@@ -127,31 +128,28 @@ def _line(error: BaseException) -> str:
 
 
 class _Pipeline:
-    """Pieces on the wire, in a bounded number of buffers."""
+    """Pieces on the wire, a bounded number."""
 
     def __init__(self, group: dist.ProcessGroupGloo, deadline: Deadline) -> None:
         self._group, self._deadline = group, deadline
-        self._buffers: deque[Tensor] = deque()
-        self._on_wire: deque[dist.Work] = deque()
+        self._on_wire: deque[tuple[dist.Work, Tensor]] = deque()  # a tensor lives until it was sent
+        self.memory = Memory()
         self.sent = 0
 
-    def buffer(self) -> Tensor:
-        """[PIECE_BYTES] uint8, to be filled; waits for the oldest piece where there are enough."""
-        if len(self._buffers) < PIECES:
-            self._buffers.append(torch.empty(PIECE_BYTES, dtype=torch.uint8))
-            return self._buffers[-1]
-        finish(self._on_wire.popleft())
-        self._buffers.append(self._buffers.popleft())
-        return self._buffers[-1]
-
     def send(self, piece: Tensor) -> None:
-        """Begin to send what is in the last buffer given out, or in a part of it."""
-        self._on_wire.append(broadcast(self._group, piece, self._deadline))
+        """Begin to send a piece; waits for the oldest one where there are enough."""
+        if len(self._on_wire) >= PIECES:
+            self._finish_oldest()
+        self._on_wire.append((broadcast(self._group, piece, self._deadline), piece))
         self.sent += piece.numel()
+
+    def _finish_oldest(self) -> None:
+        work, _piece = self._on_wire.popleft()
+        finish(work)
 
     def finish(self) -> None:
         while self._on_wire:
-            finish(self._on_wire.popleft())
+            self._finish_oldest()
 
 
 def send(
@@ -163,12 +161,12 @@ def send(
 ) -> int:
     """Broadcast every layer from rank 0 as one bucket.
 
-    It goes in pieces that stay in the processor's cache while they are copied, checksummed and sent; while the last
-    of them are on the wire the next layer is gathered.
+    It goes in pieces (`uniapl.pieces`) from where its tensors lie; while the last of them are on the wire the next
+    layer is gathered.
 
     Args:
         group: of sender and receivers.
-        layers: their tensors, each layer's held until the next one is asked for.
+        layers: their tensors, none of which changes before all is sent.
         deadline: of all.
         digest: of all buckets.
         stop: set to end it between two layers.
@@ -190,28 +188,19 @@ def send(
 
 def _send_bucket(pipeline: _Pipeline, tensors: list[Tensor], digest: xxhash.xxh3_64) -> None:
     checksum = xxhash.xxh3_64()
-    for piece in _pieces(tensors, pipeline.buffer):
+    data = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
+    for parts in cut([part.numel() for part in data]):
+        piece = _joined(parts, data, pipeline.memory)
         checksum.update(piece.numpy())
         pipeline.send(piece)
     digest.update(checksum.digest())
-    trailer = pipeline.buffer()[:CHECKSUM_BYTES]
-    trailer.copy_(torch.frombuffer(bytearray(checksum.digest()), dtype=torch.uint8))
-    pipeline.send(trailer)
+    pipeline.send(torch.frombuffer(bytearray(checksum.digest()), dtype=torch.uint8))
 
 
-def _pieces(tensors: list[Tensor], buffer: Callable[[], Tensor]) -> Iterator[Tensor]:
-    """The bytes of `tensors` one after the other, copied into pieces of PIECE_BYTES and a shorter last one."""
-    piece, filled = buffer(), 0
-    for tensor in tensors:
-        data, at = tensor.detach().contiguous().view(-1).view(torch.uint8), 0
-        while at < data.numel():
-            if filled == PIECE_BYTES:
-                yield piece
-                piece, filled = buffer(), 0
-            length = min(PIECE_BYTES - filled, data.numel() - at)
-            piece[filled : filled + length].copy_(data[at : at + length])
-            filled, at = filled + length, at + length
-    yield piece[:filled]
+def _joined(parts: list[Part], data: list[Tensor], memory: Memory) -> Tensor:
+    """The bytes of a piece: those of one tensor where they lie, several tensors' in memory of their own."""
+    found = [data[part.tensor][part.start : part.end] for part in parts]
+    return found[0] if len(found) == 1 else torch.cat(found, out=memory.take(length(parts)))
 
 
 @dataclass(frozen=True)
@@ -233,19 +222,21 @@ class Layout:
 def receive(
     group: dist.ProcessGroupGloo, layout: Layout, deadline: Deadline, digest: xxhash.xxh3_64
 ) -> Iterator[tuple[str, Tensor]]:
-    """Receive all buckets, each while the tensors of the one before are used; at most two are held here.
+    """Receive all buckets, each while the tensors of the one before are used.
+
+    Memory for three buckets suffices where tensors are not kept; those that are keep theirs.
 
     Raises:
         TransferInterruptedError: the sender or another engine is gone, or the deadline is over.
         TransferError: bytes do not match their checksum.
     """
-    buckets = list(pairwise(layout.bounds))
-    coming = _Coming(group, layout, buckets[0], deadline)
+    buckets, memory = list(pairwise(layout.bounds)), Memory()
+    coming = _Coming(group, layout, buckets[0], deadline, memory)
     for number in range(len(buckets)):
         bucket = coming
         digest.update(bucket.arrive())
         if number + 1 < len(buckets):
-            coming = _Coming(group, layout, buckets[number + 1], deadline)
+            coming = _Coming(group, layout, buckets[number + 1], deadline, memory)
         yield from bucket.unpack()
 
 
@@ -253,13 +244,18 @@ class _Coming:
     """A bucket that is being received."""
 
     def __init__(
-        self, group: dist.ProcessGroupGloo, layout: Layout, bounds: tuple[int, int], deadline: Deadline
+        self,
+        group: dist.ProcessGroupGloo,
+        layout: Layout,
+        bounds: tuple[int, int],
+        deadline: Deadline,
+        memory: Memory,
     ) -> None:
         self._layout, self._bounds = layout, slice(*bounds)
         self._sizes = layout.sizes(*bounds)
-        self._data = torch.empty(sum(self._sizes), dtype=torch.uint8)
+        self._data = memory.take(sum(self._sizes))
         self._trailer = torch.empty(CHECKSUM_BYTES, dtype=torch.uint8)
-        pieces = [*self._data.split(PIECE_BYTES), self._trailer]
+        pieces = [*self._data.split([length(piece) for piece in cut(self._sizes)]), self._trailer]
         self._on_wire = [(piece, broadcast(group, piece, deadline)) for piece in pieces]
 
     def arrive(self) -> bytes:
