@@ -12,7 +12,7 @@ from cluster.evaluation import evaluate
 from cluster.preflight import preflight
 from cluster.ray_session import ray_session
 from cluster.resume import checkpoint, restore
-from cluster.self_check import check_weight_round_trip
+from cluster.self_check import check_weight_round_trip, compare_after_training
 from cluster.signals import Signals
 from cluster.system import System
 from learner.nonfinite import NonFiniteError
@@ -67,6 +67,8 @@ def train(config: Config, resume: bool = False) -> Path:
                         log.log(step + 1, metrics)
                         live.step(step + 1, metrics)
                         checkpoint(system, controllers, folder, step + 1, live, signals.asked)
+                if compared := compare_after_training(system):
+                    live.note(compared)
                 _evaluate(system, folder, live, heldout, config.run.steps, "after")
                 live.phase("writing the model")
                 system.learner.export(folder / "model")

@@ -1,4 +1,4 @@
-"""Checks at start-up that stop a run whose engines and learner do not agree, before it wastes hours."""
+"""Whether engines and learner agree: at start-up, before a run wastes hours, and when it is over."""
 
 from __future__ import annotations
 
@@ -44,8 +44,7 @@ def check_weight_round_trip(system: System, version: int) -> str:
     if not system.engines:
         system.publish(version)
         return "no rollout engine: nothing to check"
-    config = system.config
-    low = "bfloat16" if "bfloat16" in (config.rollout.dtype, config.learner.dtype) else "float32"
+    low = _lowest_dtype(system)
     system.send(version, PROBE_SCALE)
     changed = _divergences(system)
     system.publish(version)
@@ -63,6 +62,27 @@ def check_weight_round_trip(system: System, version: int) -> str:
             )
     on, off = max(true[name] for name in both), min(changed[name] for name in both)
     return f"engine and learner agree: KL {on:.1e} per token (with changed weights {off:.1e})"
+
+
+def compare_after_training(system: System) -> str:
+    """Compare every engine with the learner after the last broadcast.
+
+    Engines may be generating. A difference does not stop a run that has all its steps behind it.
+
+    Returns:
+        a line for the user; empty where there is no engine.
+    """
+    found = _divergences(system)
+    if not found:
+        return ""
+    most, low = max(found.values()), _lowest_dtype(system)
+    verdict = "agree" if most <= KL_BOUND[low] else f"DIFFER (more than {KL_BOUND[low]:g} in {low})"
+    return f"after the last broadcast {len(found)} engines and the learner {verdict}: KL {most:.1e} per token"
+
+
+def _lowest_dtype(system: System) -> str:
+    config = system.config
+    return "bfloat16" if "bfloat16" in (config.rollout.dtype, config.learner.dtype) else "float32"
 
 
 def _divergences(system: System) -> dict[str, float]:

@@ -169,7 +169,9 @@ def test_nothing_is_left_of_engines_and_ranks(run: Run) -> None:
 
 
 def test_the_engine_held_the_weights_of_the_learner_at_the_end(run: Run) -> None:
-    """Its greedy responses in the last evaluation are those of the model that the learner wrote."""
+    """By log-probabilities, and its greedy responses are those of the model that the learner wrote."""
+    compared = re.search(r"after the last broadcast 2 engines and the learner agree: KL (\S+) per token", run.output)
+    assert compared and float(compared[1]) < 1e-9
     import torch
     from transformers import AutoModelForCausalLM
 

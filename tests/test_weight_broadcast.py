@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from cluster.self_check import SelfCheckError, check_weight_round_trip
+from cluster.self_check import SelfCheckError, check_weight_round_trip, compare_after_training
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration
@@ -97,14 +97,19 @@ def test_running_responses_go_on_with_the_new_weights(ray_session: Any, system: 
     assert max(abs(a - b) for new, old in zip(newer, older, strict=True) for a, b in zip(new, old, strict=True)) > 0.01
 
 
-def test_after_a_broadcast_every_engine_has_the_learners_weights_and_version(ray_session: Any, system: Any) -> None:
+def test_after_a_broadcast_every_engine_has_the_learners_weights_and_version(
+    ray_session: Any, system: Any, tiny: Path
+) -> None:
     learner, engines = system
+    pieces = Pieces(config_for(tiny), learner, engines)
     before = greedy(ray_session, engines[0])
     demonstrations = [Demonstration(str(i), [5, 6, 7, 8], [20 + i, 30, 31, 2]) for i in range(5)]
     for step in range(3):
         learner.step(step, [], [], demonstrations, ONLY_DEMONSTRATIONS)
     assert disagreement(learner, before) > 0.1, "training must have moved the learner"
+    assert " engines and the learner DIFFER (more than 1e-05 in float32): KL " in compare_after_training(pieces)
     sent = learner.broadcast(3)
+    assert " engines and the learner agree: KL " in compare_after_training(pieces)
     assert sent.metrics["broadcast/bytes"] > 100_000
     for engine in engines:
         after = greedy(ray_session, engine)
