@@ -44,10 +44,11 @@ FIND_LINKS = $$($(BIN)/python -c "import os, subprocess, sys; \
 	links = (os.environ.get('PIP_FIND_LINKS') or asked).split(); \
 	print(' '.join('--find-links ' + x for x in links) if links else '--torch-backend=cpu')")
 
+# Compiled once, here: where Python is told to write no bytecode, every process would compile torch and vLLM for itself.
 $(STAMP): requirements/cpu.txt pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv==0.13.9
-	$(BIN)/uv pip install --python $(BIN)/python --no-deps $(FIND_LINKS) -r requirements/cpu.txt
+	$(BIN)/uv pip install --python $(BIN)/python --no-deps --compile-bytecode $(FIND_LINKS) -r requirements/cpu.txt
 	$(BIN)/uv pip install --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	touch $(STAMP)
 

@@ -10,9 +10,19 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
+
+import torch
+import torch.distributed as dist
+import xxhash
+
+from learner.device import Device
+from learner.weight_sender import WeightSender
+from learner.weight_source import ParameterMeta, ZeroSource
+from uniapl import transfer
 
 LAYERS = 6
 SHAPES = [[64, 1024], [1024]]
@@ -21,8 +31,6 @@ SHAPES = [[64, 1024], [1024]]
 
 def weights(version: int, layer: int) -> list[Any]:
     """[64, 1024] and [1024] float32: what the learner has at `version`."""
-    import torch
-
     draw = torch.Generator().manual_seed(1000 * version + layer)
     return [torch.rand(shape, generator=draw) for shape in SHAPES]
 
@@ -31,9 +39,6 @@ class StandInEngine:
     """The calls that `EngineClient` makes of a rollout actor."""
 
     def __init__(self, name: str) -> None:
-        from uniapl import transfer  # loads torch now and not in the first call
-
-        self._transfer = transfer
         self.name = name
         self.held: dict[str, Any] = {}
         self.version, self.paused, self._digest = -1, False, ""
@@ -63,8 +68,6 @@ class StandInEngine:
     def init_weight_transfer_engine(self, info: dict[str, Any]) -> str:
         self._reach("join")
         self._group = None
-        import torch.distributed as dist
-
         real = dist.ProcessGroupGloo
         if self._phase == "connect":  # after the others know that this one is there, before it connects to them
 
@@ -75,9 +78,9 @@ class StandInEngine:
             dist.ProcessGroupGloo = connect  # type: ignore[misc,assignment]
         try:
             host, port = info["master_address"], info["master_port"]
-            deadline = self._transfer.Deadline.after(info["timeout_s"])
-            self._group = self._transfer.join_group(host, port, info["rank_offset"], info["world_size"], deadline)
-        except self._transfer.TransferInterruptedError as error:
+            deadline = transfer.Deadline.after(info["timeout_s"])
+            self._group = transfer.join_group(host, port, info["rank_offset"], info["world_size"], deadline)
+        except transfer.TransferInterruptedError as error:
             return str(error)
         finally:
             dist.ProcessGroupGloo = real  # type: ignore[misc]
@@ -88,21 +91,18 @@ class StandInEngine:
         self.paused = True
 
     def update_weights(self, info: dict[str, Any]) -> str:
-        import torch
-        import xxhash
-
-        layout = self._transfer.Layout(
+        layout = transfer.Layout(
             info["names"], [getattr(torch, d) for d in info["dtype_names"]], info["shapes"], info["bounds"]
         )
         digest = xxhash.xxh3_64()
         try:
             for count, (name, tensor) in enumerate(
-                self._transfer.receive(self._group, layout, self._transfer.Deadline.after(info["timeout_s"]), digest)
+                transfer.receive(self._group, layout, transfer.Deadline.after(info["timeout_s"]), digest)
             ):
                 self.held[name] = tensor
                 if count == LAYERS:
                     self._reach("receive")
-        except self._transfer.TransferInterruptedError as error:
+        except transfer.TransferInterruptedError as error:
             self._group = None
             return str(error)
         self._digest = digest.hexdigest()
@@ -122,14 +122,9 @@ class StandInRank:
     """One learner rank: a real `WeightSender` over weights whose gathering is a collective of the ranks."""
 
     def __init__(self, rank: int, ranks: int, rendezvous: str, timeout_s: float) -> None:
-        import torch.distributed as dist
-
-        from learner.device import Device
-        from learner.weight_sender import WeightSender
-
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
         self.source = VersionSource()
-        self.sender = WeightSender(self.source, Device("cpu", "gloo", "sdpa"), rank, timeout_s)  # type: ignore[arg-type]
+        self.sender = WeightSender(self.source, Device("cpu", "gloo", "sdpa"), rank, timeout_s)
 
     def connect(self, handles: list[Any]) -> Any:
         return self.sender.connect(handles, 1, "127.0.0.1")
@@ -141,42 +136,22 @@ class StandInRank:
         return self.sender.send(version), time.monotonic() - began
 
     def threads(self) -> int:
-        import threading
-
         return sum(thread.name.startswith("ThreadPoolExecutor") for thread in threading.enumerate())
 
 
-class VersionSource:
-    """`learner.weight_source.ZeroSource` without DeepSpeed: a pass is a row of collectives all the same."""
+class VersionSource(ZeroSource):
+    """`ZeroSource` without DeepSpeed: a pass is a row of collectives all the same."""
 
     def __init__(self) -> None:
+        super().__init__(torch.nn.Module(), torch.float32)
+        self._layers = [[f"{layer}.matrix", f"{layer}.vector"] for layer in range(LAYERS)]
         self.version = 0
-        self.vector_scale = 1.0
-        self._pass: Iterator[Any] | None = None
 
-    def metadata(self) -> list[Any]:
-        import torch
-
-        from learner.weight_source import ParameterMeta
-
+    def metadata(self) -> list[ParameterMeta]:
         names = [name for layer in self.layers() for name in layer]
         return [ParameterMeta(n, torch.float32, tuple(SHAPES[i % len(SHAPES)])) for i, n in enumerate(names)]
 
-    def layers(self) -> list[list[str]]:
-        return [[f"{layer}.matrix", f"{layer}.vector"] for layer in range(LAYERS)]
-
-    def gather_layers(self) -> Iterator[Any]:
-        self._pass = self._gather()
-        return self._pass
-
-    def finish_pass(self) -> None:
-        for _ in self._pass or self._gather():
-            pass
-        self._pass = None
-
     def _gather(self) -> Iterator[Any]:
-        import torch.distributed as dist
-
         for number, names in enumerate(self.layers()):
             dist.barrier()  # a rank that is not in this pass holds the others here
             yield names, weights(self.version, number)

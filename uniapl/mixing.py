@@ -17,16 +17,23 @@ import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar
+from typing import Any, Literal
 
-from uniapl.leases import LEASE_COUNTERS, NEW_WEIGHTS, STRAGGLER, Committed, Lease, Leases, Refused, Task
-from uniapl.leases import task_from_dict as task_of
+from uniapl.feed import Feed, Needs, Source
+from uniapl.leases import (
+    LEASE_COUNTERS,
+    NEW_WEIGHTS,
+    STRAGGLER,
+    Committed,
+    Lease,
+    Leases,
+    Refused,
+    Task,
+    task_from_dict,
+)
 from uniapl.ready import BatchPlan, ReadyGroup, ReadyGroups, pack_ready, unpack_ready
 from uniapl.records import Demonstration, Prompt
 
-T_co = TypeVar("T_co", covariant=True)
-Needs = Callable[[int], tuple[int, int]]
-"""Groups and demonstrations of batch k; the same whenever it is asked."""
 GROUP_COUNTERS = (
     "consumed",
     "dropped_stale",
@@ -41,16 +48,6 @@ GROUP_COUNTERS = (
     "dropped_straggler",
 )
 REMEMBERED_REASONS = 64
-
-
-class Source(Protocol[T_co]):
-    """An endless stream of records with a cursor that can be saved (JSON-able) and restored."""
-
-    def next(self) -> T_co: ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -96,9 +93,7 @@ class MixingQueue:
         max_reissues: int = 0,
         drop_stale: bool = True,
     ) -> None:
-        self._prompts = prompts
-        self._demonstrations = demonstrations
-        self._needs = needs
+        self._feed = Feed(prompts, demonstrations, needs)
         self.max_staleness = max_staleness
         self.max_regenerations = max_regenerations
         self.max_resamples = max_resamples
@@ -114,7 +109,7 @@ class MixingQueue:
         self._counts: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._unscored: Counter[str] = Counter()
-        self._wanted(0)
+        self._feed.needs(0)
 
     @property
     def admissible(self) -> int:
@@ -124,7 +119,7 @@ class MixingQueue:
         `max_staleness` steps ahead of the published version.
         """
         ahead = range(self._step, self._published + self.max_staleness + 1)
-        return max(0, sum(self._needs(step)[0] for step in ahead) - len(self._leases.open) - len(self._ready))
+        return max(0, sum(self._feed.groups(step) for step in ahead) - len(self._leases.open) - len(self._ready))
 
     def share(self, actor: str, actors: int) -> int:
         """How many leases `actor` may take at once: what is missing to its part of all that may be open, or one."""
@@ -136,7 +131,7 @@ class MixingQueue:
     def fillable(self) -> bool:
         """Whether `next_batch` has something to do: a batch to make, or groups that are too old to drop."""
         old = self.drop_stale and self._ready.any_older(self._oldest_fresh)
-        return old or len(self._ready) >= self._needs(self._step)[0]
+        return old or len(self._ready) >= self._feed.groups(self._step)
 
     @property
     def open(self) -> int:
@@ -233,14 +228,14 @@ class MixingQueue:
         Raises:
             ValueError: the batch would be empty, or needs a source that is None.
         """
-        wanted, demonstrations = self._wanted(self._step)
+        wanted, demonstrations = self._feed.needs(self._step)
         self._drop_stale()
         if len(self._ready) < wanted:
             return None
-        cursor = self._demonstrations.state_dict() if self._demonstrations else None
+        cursor = self._feed.cursors()["demonstrations"]
         groups = self._ready.take(wanted)
         self._counts["stale_used"] += sum(group.oldest_version < self._oldest_fresh for group in groups)
-        plan = BatchPlan(self._step, groups, self._draw_demonstrations(demonstrations))
+        plan = BatchPlan(self._step, groups, self._feed.demonstrations(demonstrations))
         self._step += 1
         self._taken.append(_Taken(plan, cursor))
         self._counts["consumed"] += len(groups)
@@ -302,7 +297,7 @@ class MixingQueue:
         lease_counts, counts = Counter(self._leases.counts), Counter(self._counts)
         lease_counts["released"] += len(leased)
         counts["consumed"] -= len(again)
-        cursor = self._demonstrations.state_dict() if self._demonstrations else None
+        cursors = self._feed.cursors()
         return {
             "version": version,
             "next_lease": self._leases.next_id,
@@ -310,8 +305,8 @@ class MixingQueue:
             "next_sequence": self._next_sequence,
             "waiting": [dataclasses.asdict(task) for task in waiting],
             "ready": [pack_ready(group, pack) for group in ready],
-            "prompts": self._prompts.state_dict() if self._prompts else None,
-            "demonstrations": undone[0].cursor if undone else cursor,
+            "prompts": cursors["prompts"],
+            "demonstrations": undone[0].cursor if undone else cursors["demonstrations"],
             "counts": dict(counts),
             "refused": dict(self._refused),
             "unscored": dict(self._unscored),
@@ -325,37 +320,17 @@ class MixingQueue:
         self._step = self._published = state["version"]
         self._leases.restart(state["next_lease"], state["lease_counts"])
         self._next_sequence = state["next_sequence"]
-        self._waiting = {entry["sequence"]: task_of(entry) for entry in state["waiting"]}
+        self._waiting = {entry["sequence"]: task_from_dict(entry) for entry in state["waiting"]}
         self._ready = ReadyGroups([unpack_ready(entry, unpack) for entry in state["ready"]])
         self._taken = []
         self._counts = Counter(state["counts"])
         self._refused, self._unscored = Counter(state["refused"]), Counter(state["unscored"])
-        if self._prompts and state["prompts"] is not None:
-            self._prompts.load_state_dict(state["prompts"])
-        if self._demonstrations and state["demonstrations"] is not None:
-            self._demonstrations.load_state_dict(state["demonstrations"])
-
-    def _wanted(self, step: int) -> tuple[int, int]:
-        """What batch `step` needs, checked."""
-        groups, demonstrations = self._needs(step)
-        if groups + demonstrations == 0:
-            raise ValueError(f"batch {step} would be empty: it needs no groups and no demonstrations")
-        if groups and self._prompts is None:
-            raise ValueError(f"prompts: no source, but batch {step} needs {groups} groups")
-        if demonstrations and self._demonstrations is None:
-            raise ValueError(f"demonstrations: no source, but batch {step} needs {demonstrations}")
-        return groups, demonstrations
+        self._feed.load_cursors(state)
 
     def _draw(self) -> Task:
-        if self._prompts is None:
-            raise ValueError("prompts: no source, but a batch ahead needs groups")
-        task = Task(self._next_sequence, self._prompts.next())
+        task = Task(self._next_sequence, self._feed.prompt())
         self._next_sequence += 1
         return task
-
-    def _draw_demonstrations(self, count: int) -> list[Demonstration]:
-        source = self._demonstrations
-        return [source.next() for _ in range(count)] if source else []
 
     def _refusal(self, lease_id: int, actor: str, prompt_id: str, oldest_version: int) -> Refused | None:
         refusal = self._leases.refusal(lease_id, actor, prompt_id)
