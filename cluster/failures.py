@@ -41,7 +41,7 @@ def _line(error: Exception, gone: list[str], folder: Path) -> str | None:
     if isinstance(error, RayTaskError):
         return None
     if isinstance(error, ObjectStoreFullError | OutOfDiskError):
-        return f"Ray's object store is full (cluster.object_store_gib) and the disk takes nothing of it: {error!s:.200}"
+        return f"Ray's object store is full (cluster.object_store_gib), and so is the disk below it: {one_line(error)}"
     if isinstance(error, RayError | TimeoutError):
         return one_line(error)
     full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

@@ -31,7 +31,7 @@ CLOCK = ROOT / "tests" / "chaos" / "clock"
 STEP = r"step \d+/"
 ENGINE, ACTOR, RANK = "EngineCore", "ray::RolloutActor", "ray::LearnerRank"
 QUEUE, REPLICA = "ray::QueueActor", "ray::ServeReplica"
-PATIENCE_S = 300.0
+PATIENCE_S = 600.0
 
 
 @dataclass
@@ -76,7 +76,7 @@ class World:
     def begin(self, *arguments: str) -> None:
         """Start the run's next life; its output is read in a thread, so that waiting has a limit."""
         self.born = len(self.lines)
-        self.process = start(self.config, *arguments)
+        self.process = start(self.config, *arguments, "logging.tensorboard=false")
         threading.Thread(target=self._read, args=(self.process,), daemon=True).start()
 
     def _read(self, process: subprocess.Popen[str]) -> None:

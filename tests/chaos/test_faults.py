@@ -30,7 +30,7 @@ MANY, LAST = 1000, 6
 """Steps that no life of this test reaches, and steps of the last life."""
 HOUR = 3600.0
 METHOD = ("-m", str(Path(__file__).resolve().parents[2] / "configs" / "methods" / "grpo.yaml"))
-pytestmark = pytest.mark.timeout(1200)  # one fixture is three lives
+pytestmark = pytest.mark.timeout(3000)  # one fixture is three lives
 
 
 @pytest.fixture(scope="module")
