@@ -77,6 +77,9 @@ class RolloutActor:
         try:
             await asyncio.wait([watch, produce], return_when=asyncio.FIRST_COMPLETED)
             return produce.result() if produce.done() else watch.result()
+        except Exception:
+            self._raise_if_died()
+            raise
         finally:
             watch.cancel()
             produce.cancel()
@@ -335,8 +338,17 @@ class RolloutActor:
             await asyncio.wait([task], timeout=ALIVE_CHECK_S)
             if not task.done() and self._engine.errored:
                 task.cancel()
-                raise EngineDiedError(f"{self._name}: the engine's process died")
-        return task.result()
+                self._raise_if_died()
+        try:
+            return task.result()
+        except Exception:
+            self._raise_if_died()
+            raise
+
+    def _raise_if_died(self) -> None:
+        """An error of our own instead of vLLM's: whoever reads that one has to import vLLM, which takes 15 s."""
+        if self._engine.errored:
+            raise EngineDiedError(f"{self._name}: the engine's process died") from None
 
 
 async def _response(stream: Any) -> Sample:
