@@ -28,7 +28,7 @@ SEED = int(os.environ.get("CHAOS_SEED", "7"))
 GROUPS, SAMPLES = 4, 4
 PAUSE_S = (2.0, 8.0)
 """Between two faults."""
-FATAL_EVERY = 50
+FATAL_EVERY = max(10, STEPS // 4)
 """Steps: at most one fault that ends the run in so many, since every new life starts engines for a minute."""
 LOSSES = 100
 """Of one rollout actor: more than there can be."""
@@ -47,10 +47,13 @@ def place(tmp_path: Path) -> Iterator[World]:
 
 def faults(place: World, draw: random.Random) -> dict[str, Callable[[], None]]:
     """Those that a run survives. Engines are taken one at a time: a run without any makes no steps."""
+    taken_at = [0]
 
     def engine(word: str, number: int) -> None:
-        if len(place.processes(ENGINE)) == 2 and place.last("engines ") == 2:
+        step = place.last("step ")
+        if step > taken_at[0] and len(place.processes(ENGINE)) == 2 and place.last("engines ") == 2:
             place.signal(word, number, draw.randrange(2))
+            taken_at[0] = step
 
     def redis() -> None:
         place.redis.kill()
