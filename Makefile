@@ -8,7 +8,7 @@ RUN ?= local-$(shell date +%Y%m%d-%H%M%S)
 ARGS ?=
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: run test chaos lint format bench clean lock lock-gpu setup
+.PHONY: run test chaos soak lint format bench clean lock lock-gpu setup
 
 run: $(STAMP) $(MODEL)/config.json
 	$(BIN)/uniapl train configs/local.yaml run.name=$(RUN) $(ARGS)
@@ -18,6 +18,9 @@ test: lint
 
 chaos: $(STAMP)
 	$(BIN)/python -m pytest -m chaos --timeout=3600 tests/chaos $(ARGS)
+
+soak: $(STAMP)
+	$(BIN)/python benchmarks/soak.py --steps 2000 $(ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

@@ -8,21 +8,26 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import xxhash
+from ray.exceptions import RayActorError
 
 from actors.engine import engine_args
 from actors.queue_client import QueueClient
 from uniapl.config import Config
 from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS, STRAGGLER, Lease
-from uniapl.records import Group, Prompt, Sample, VersionSpan
+from uniapl.records import Group, Prompt, Sample, Score, VersionSpan
 from uniapl.rewards.types import ScoreRequest
 
 ALIVE_CHECK_S = 0.2
+WATCH_S = 2.0
+"""How often the engine's process is asked whether it answers at all."""
+SCORE_ATTEMPTS = 3
+"""A reward replica may be lost with the calls that it works on: these are made again."""
 
 T = TypeVar("T")
 
 
 class EngineDiedError(RuntimeError):
-    """vLLM's engine process is gone."""
+    """vLLM's engine process is gone, or gives no answer any more."""
 
 
 class RolloutActor:
@@ -63,7 +68,38 @@ class RolloutActor:
         self._reward = reward
 
     async def run(self) -> int:
-        """Lease, generate, score and commit until `stop()`; returns the number of groups committed."""
+        """Lease, generate, score and commit until `stop()`; returns the number of groups committed.
+
+        Raises:
+            EngineDiedError: the engine's process died, or gave no answer for twice `cluster.broadcast_timeout_s`.
+        """
+        watch, produce = (asyncio.create_task(loop) for loop in (self._watch(), self._lease_and_commit()))
+        try:
+            await asyncio.wait([watch, produce], return_when=asyncio.FIRST_COMPLETED)
+            return produce.result() if produce.done() else watch.result()
+        except Exception:
+            self._raise_if_died()
+            raise
+        finally:
+            watch.cancel()
+            produce.cancel()
+
+    async def _watch(self) -> int:
+        """Ask the engine's process for an answer, now and again, for ever.
+
+        In a broadcast it may answer late through no fault of its own, but not by more than a phase and what follows
+        where another engine does not finish it.
+        """
+        limit = 2 * self._config.cluster.broadcast_timeout_s
+        while True:
+            try:
+                async with asyncio.timeout(limit):
+                    await self._alive(self._engine.get_weight_version())
+            except TimeoutError:
+                raise EngineDiedError(f"{self._name}: the engine gave no answer for {limit:g} s") from None
+            await asyncio.sleep(WATCH_S)
+
+    async def _lease_and_commit(self) -> int:
         rounds = self._config.queue.max_staleness == 0
         queue = QueueClient(self._queue, self._name, rounds)
         if rounds:
@@ -202,7 +238,16 @@ class RolloutActor:
         )
 
     async def _score(self, prompt: Prompt, samples: list[Sample]) -> None:
-        scores = await self._reward.score.remote(ScoreRequest(prompt, [s.text for s in samples]))
+        """Have the samples scored; where every attempt is lost with its replica they are unscored, with that reason."""
+        request, lost = ScoreRequest(prompt, [s.text for s in samples]), ""
+        for _ in range(SCORE_ATTEMPTS):
+            try:
+                scores = await self._reward.score.remote(request)
+                break
+            except RayActorError as error:
+                lost = f"reward service: {type(error).__name__} in each of {SCORE_ATTEMPTS} attempts"
+        else:
+            scores = [Score(None, unscored=lost) for _ in samples]
         for sample, score in zip(samples, scores, strict=True):
             sample.score = score
 
@@ -293,8 +338,17 @@ class RolloutActor:
             await asyncio.wait([task], timeout=ALIVE_CHECK_S)
             if not task.done() and self._engine.errored:
                 task.cancel()
-                raise EngineDiedError(f"{self._name}: the engine's process died")
-        return task.result()
+                self._raise_if_died()
+        try:
+            return task.result()
+        except Exception:
+            self._raise_if_died()
+            raise
+
+    def _raise_if_died(self) -> None:
+        """An error of our own instead of vLLM's: whoever reads that one has to import vLLM, which takes 15 s."""
+        if self._engine.errored:
+            raise EngineDiedError(f"{self._name}: the engine's process died") from None
 
 
 async def _response(stream: Any) -> Sample:

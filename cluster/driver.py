@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from actors.packed import PackedBatch
 from cluster import run_folder
 from cluster.evaluation import evaluate
+from cluster.failures import told_in_one_line
 from cluster.preflight import preflight
 from cluster.ray_session import ray_session
 from cluster.resume import checkpoint, restore
@@ -50,6 +52,7 @@ def train(config: Config, resume: bool = False) -> Path:
                 Signals(config.run.grace_seconds) as signals,
                 ray_session(config) as gpu,
                 System(config, gpu, live.note) as system,
+                told_in_one_line(system, folder),
             ):
                 signals.arm()  # Ray took SIGTERM
                 live.phase("loading engines, learner and reward service")
@@ -73,10 +76,13 @@ def train(config: Config, resume: bool = False) -> Path:
                 live.phase("writing the model")
                 system.learner.export(folder / "model")
                 live.phase("stopping")
-    finally:
-        log.close()
-        report = write_report(folder)
-    return report
+    except BaseException:
+        with suppress(OSError):  # such as a full disk, which is what the run ended with
+            log.close()
+            write_report(folder)
+        raise
+    log.close()
+    return write_report(folder)
 
 
 def one_step(system: System, controllers: Controllers, folder: Path, step: int) -> dict[str, float]:
@@ -138,19 +144,25 @@ def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> di
 
 def _queue_metrics(stats: dict[str, Any]) -> dict[str, float]:
     keys = (
+        "leased",
+        "committed",
+        "consumed",
+        "released",
+        "expired",
         "ready",
         "open",
+        "waiting",
         "dropped_stale",
         "stale_used",
         "dropped_unscored",
         "regenerated",
         "resampled",
         "kept_equal",
-        "expired",
         "aborted",
         "stragglers_accepted",
         "stragglers_reissued",
         "dropped_straggler",
+        "dropped_lethal",
     )
     return {f"queue/{key}": float(stats[key]) for key in keys if key in stats}
 

@@ -10,13 +10,14 @@ from uniapl.data.sources import DemonstrationSource, PromptSource, heldout_promp
 from uniapl.discriminators import check_discriminator
 from uniapl.records import Prompt
 from uniapl.rewards import resolve
+from uniapl.rewards.cache import require_redis
 
 FIRST_ROWS = 1000
 """Prompts, and demonstrations, that are read before the start, at most."""
 
 
 def preflight(config: Config) -> list[Prompt]:
-    """Check model, data, rewards and discriminator; returns the held-out prompts to evaluate on.
+    """Check model, data, rewards, Redis and discriminator; returns the held-out prompts to evaluate on.
 
     Raises:
         ConfigError: a part that the configuration names is missing.
@@ -31,6 +32,8 @@ def preflight(config: Config) -> list[Prompt]:
     if not config.needs_engine:
         return []
     resolve(config.reward.functions)
+    if config.reward.redis_url is not None:
+        require_redis(config.reward.redis_url)
     check_discriminator(config)
     return heldout_prompts(config, config.evaluation.prompts) if config.evaluation.prompts else []
 

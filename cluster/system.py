@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import GetTimeoutError, RayActorError, RayError
 
 from actors.packed import PackedBatch
 from actors.queue import start_queue
@@ -21,6 +21,8 @@ from uniapl.config import Config
 from uniapl.records import Group, Prompt
 
 SHUTDOWN_S = 30.0
+GONE_S = 5.0
+"""Within this time Ray knows of an actor that died."""
 POLL_S = 1.0
 """How often the fleet is looked at while something else is waited for; an engine's end is noticed at once."""
 
@@ -182,6 +184,21 @@ class System:
     def stats(self) -> dict[str, Any]:
         """The queue's counters."""
         return ray.get(self.queue.stats.remote())
+
+    def gone(self) -> list[str]:
+        """Which of the parts that are there once have died."""
+        calls = {"the queue actor": self.queue.usage.remote()}
+        calls |= {f"learner rank {number}": rank.address.remote() for number, rank in enumerate(self.learner.ranks)}
+        ray.wait(list(calls.values()), num_returns=len(calls), timeout=GONE_S)
+        found = []
+        for name, call in calls.items():
+            try:
+                ray.get(call, timeout=0)
+            except GetTimeoutError:  # it is at work
+                continue
+            except RayActorError:
+                found.append(name)
+        return found
 
     def shutdown(self) -> None:
         """End every process of the run; what does not end by itself within 30 s is killed."""

@@ -21,7 +21,8 @@ AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 def environment() -> dict[str, str]:
     """This process's, as it is now: a Ray that runs in it may have set how it is to be asked."""
-    return os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PYTHONUNBUFFERED": "1"}
+    path = [str(ROOT), str(ROOT / "tests"), *os.environ.get("PYTHONPATH", "").split(":")]
+    return os.environ | {"PYTHONPATH": ":".join(filter(None, path)), "PYTHONUNBUFFERED": "1"}
 
 
 def start(config: Path, *arguments: str, program: tuple[str, ...] = ("-m", "cluster.cli")) -> subprocess.Popen[str]:

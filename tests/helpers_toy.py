@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 import zlib
@@ -27,6 +28,40 @@ def many_e_slowly(prompt: Prompt, response: str) -> float:
     if Path(os.environ["TOY_SLOW"]).exists():
         time.sleep(2)
     return many_e(prompt, response)
+
+
+def many_e_faulty(prompt: Prompt, response: str) -> float | str:
+    """The same, but as the word in the file named by `TOY_SLOW` says, while it exists; `FILE.seen` tells what was done.
+
+    slow: takes 2 s; hang: comes back when the word is another; wrong: raises, returns NaN or a string in turn.
+    """
+    path = Path(os.environ["TOY_SLOW"])
+    word = _word(path)
+    if word == "slow":
+        time.sleep(2)
+    elif word == "hang":
+        _tell(path, word)
+        while _word(path) == "hang":
+            time.sleep(0.1)
+    elif word == "wrong":
+        kind = ["raise", "NaN", "string"][zlib.crc32(response.encode()) % 3]
+        _tell(path, kind)
+        if kind == "raise":
+            raise RuntimeError("the judge is out")
+        return math.nan if kind == "NaN" else "very good"
+    return many_e(prompt, response)
+
+
+def _word(path: Path) -> str:
+    try:
+        return path.read_text()
+    except FileNotFoundError:
+        return ""
+
+
+def _tell(path: Path, word: str) -> None:
+    with path.with_suffix(".seen").open("a") as seen:
+        seen.write(f"{word}\n")
 
 
 def many_e_or_too_much(prompt: Prompt, response: str) -> float:

@@ -1,8 +1,10 @@
 """The mixing queue, rule by rule: admission, exactly once, groups that are thrown away."""
 
+import dataclasses
+
 from helpers_mixing import commit, lease_all, make_queue, names
 
-from uniapl.leases import NEW_WEIGHTS, STRAGGLER, Refused
+from uniapl.leases import MAX_LOSSES, NEW_WEIGHTS, STRAGGLER, Refused
 from uniapl.mixing import Committed
 
 # Admission
@@ -100,8 +102,33 @@ def test_the_leases_of_a_lost_actor_and_only_those_are_given_again():
     kept = queue.lease("kept", 0.0)
     assert queue.drop_actor("lost") == 2
     assert queue.drop_actor("lost") == 0
-    assert [queue.lease("kept", 0.0).task for _ in lost] == [lease.task for lease in lost]
+    assert [queue.lease("kept", 0.0).task for _ in lost] == [
+        dataclasses.replace(lease.task, losses=1) for lease in lost
+    ]
     assert commit(queue, kept) == Committed("ready")
+
+
+def test_a_prompt_that_is_lost_with_its_actor_again_and_again_is_dropped_for_another():
+    queue = make_queue(groups=1)
+    for life in range(MAX_LOSSES + 1):
+        assert queue.lease("a", 0.0).prompt.id == "0"
+        assert queue.counters()["dropped_lethal"] == 0, life
+        queue.drop_actor("a")
+    assert queue.counters()["dropped_lethal"] == 1
+    assert queue.lease("a", 0.0).prompt.id == "1"
+
+
+def test_an_actor_without_leases_loses_none_and_a_resumed_queue_knows_the_losses():
+    queue = make_queue(groups=1)
+    for _ in range(MAX_LOSSES):
+        queue.lease("a", 0.0)
+        queue.drop_actor("b")
+        queue.drop_actor("a")
+    resumed = make_queue(groups=1)
+    resumed.load_state_dict(queue.state_dict())
+    assert resumed.lease("a", 0.0).prompt.id == "0"
+    resumed.drop_actor("a")
+    assert resumed.lease("a", 0.0).prompt.id == "1"
 
 
 def test_leases_that_were_never_given_or_belong_to_others_are_refused():

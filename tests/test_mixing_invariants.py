@@ -7,7 +7,7 @@ from helpers_mixing import commit, make_queue
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from uniapl.leases import NEW_WEIGHTS, STRAGGLER, Refused
+from uniapl.leases import MAX_LOSSES, NEW_WEIGHTS, STRAGGLER, Refused
 from uniapl.mixing import Committed
 
 ACTORS = st.sampled_from(["a", "b", "c"])
@@ -33,6 +33,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
         self.given, self.ended = [], []  # leases
         self.batches = []  # batches[k]: what step k took
         self.published_version = 0
+        self.losses = {}  # sequence -> leases that ended with their actor
         self.thrown_away = {}  # sequence -> {attempt: outcome}
 
     def groups_of(self, steps):
@@ -132,7 +133,15 @@ class MixingQueueMachine(RuleBasedStateMachine):
 
     @rule(actor=ACTORS)
     def drop_actor(self, actor):
+        for lease in self.queue._leases.open.values():
+            if lease.actor == actor:
+                self.losses[lease.sequence] = self.losses.get(lease.sequence, 0) + 1
+        before = self.queue.counters()["dropped_lethal"]
         self.queue.drop_actor(actor)
+        assert max(self.losses.values(), default=0) <= MAX_LOSSES + 1
+        lethal = [sequence for sequence, count in self.losses.items() if count > MAX_LOSSES]
+        assert not set(lethal) & self.queue._waiting.keys()
+        assert self.queue.counters()["dropped_lethal"] - before <= len(lethal)
         assert not [lease for lease in self.queue._leases.open.values() if lease.actor == actor]
 
     @rule(seconds=st.floats(0, 8))
@@ -180,7 +189,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
         assert c["leased"] == c["committed"] + c["expired"] + c["released"] + c["open"]
         thrown_away = c["dropped_stale"] + c["dropped_unscored"] + c["regenerated"] + c["resampled"]
         assert c["committed"] == c["consumed"] + c["ready"] + thrown_away
-        assert c["released"] >= c["aborted"] + c["stragglers_reissued"] + c["dropped_straggler"]
+        assert c["released"] >= c["aborted"] + c["stragglers_reissued"] + c["dropped_straggler"] + c["dropped_lethal"]
         assert min(v for v in c.values() if isinstance(v, int)) >= 0
 
     @invariant()
@@ -199,7 +208,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
         ready = [group.task.sequence for group in q._ready]
         places = [*q._waiting, *ready, *(lease.sequence for lease in q._leases.open.values()), *trained]
         assert len(places) == len(set(places))
-        dropped = q.counters()["dropped_unscored"] + q.counters()["dropped_straggler"]
+        dropped = sum(q.counters()[f"dropped_{why}"] for why in ("unscored", "straggler", "lethal"))
         assert len(places) + dropped == q.counters()["drawn"]
         assert q.counters()["consumed"] == len(trained)
 

@@ -1,4 +1,4 @@
-"""What a run needs is looked for before any process starts: the discriminator's folders."""
+"""What a run needs is looked for before any process starts: the discriminator's folders, Redis."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from helpers_discriminator import tiny_reward_model
+from helpers_redis import free_port
 from helpers_toy import toy_config
 
 from cluster.preflight import preflight
@@ -59,3 +60,10 @@ def test_a_reference_of_another_vocabulary_is_one_line(tiny: Path, tmp_path: Pat
     assert str(error.value) == (
         f"objective.kl.reference: got '{other}', which has a vocabulary of 7; allowed: the policy's, 384"
     )
+
+
+def test_a_redis_that_gives_no_answer_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    url = f"redis://127.0.0.1:{free_port()}/0"
+    with pytest.raises(ConfigError) as error:
+        preflight(load_config(toy_config(tmp_path, tiny, reward={"redis_url": url})))
+    assert str(error.value).startswith(f"reward.redis_url: got '{url}'; no answer: ") and "\n" not in str(error.value)

@@ -14,6 +14,8 @@ REMEMBERED_LEASES = 4096
 NEW_WEIGHTS = "ended for new weights"
 STRAGGLER = "samples missing at the deadline"
 """What a lease is released with; any other reason is only counted under its name."""
+MAX_LOSSES = 2
+"""A prompt whose lease ended this often with the actor that held it is dropped the next time: it may have ended it."""
 MAX_ABORTS = 2
 """A group that new weights have ended this often is finished with them the next time."""
 
@@ -33,6 +35,8 @@ class Task:
     """How many were given up because samples were missing at the group's deadline."""
     aborts: int = 0
     """How many were ended for new weights: sampled again with the same seed, since the weights differ."""
+    losses: int = 0
+    """How many leases ended with the rollout actor that held them: sampled again with the same seed."""
 
     @property
     def attempt(self) -> int:

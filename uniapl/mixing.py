@@ -22,6 +22,7 @@ from typing import Any, Literal
 from uniapl.feed import Feed, Needs, Source
 from uniapl.leases import (
     LEASE_COUNTERS,
+    MAX_LOSSES,
     NEW_WEIGHTS,
     STRAGGLER,
     Committed,
@@ -46,6 +47,7 @@ GROUP_COUNTERS = (
     "stragglers_accepted",
     "stragglers_reissued",
     "dropped_straggler",
+    "dropped_lethal",
 )
 REMEMBERED_REASONS = 64
 
@@ -206,10 +208,14 @@ class MixingQueue:
         return True
 
     def drop_actor(self, actor: str) -> int:
-        """Release every lease of a lost actor; returns how many there were."""
+        """Release every lease of a lost actor, drop a prompt lost so too often; returns how many there were."""
         lost = self._leases.held_by(actor)
         for lease_id in lost:
-            self._return(lease_id, "released")
+            task = self._leases.close(lease_id, "released")
+            if task.losses >= MAX_LOSSES:
+                self._counts["dropped_lethal"] += 1
+            else:
+                self._waiting[task.sequence] = dataclasses.replace(task, losses=task.losses + 1)
         return len(lost)
 
     def expire(self, now: float) -> int:
@@ -257,7 +263,8 @@ class MixingQueue:
 
         leased = committed + expired + released + open;
         committed = consumed + ready + dropped_stale + dropped_unscored + regenerated + resampled;
-        released holds aborted, stragglers_reissued and dropped_straggler;
+        released holds aborted, stragglers_reissued, dropped_straggler and dropped_lethal;
+        drawn = consumed + ready + waiting + open + dropped_unscored + dropped_straggler + dropped_lethal;
         kept_equal: groups of equal rewards that became ready; stale_used: consumed groups beyond max_staleness;
         stragglers_accepted: committed groups without the samples that were missing at the deadline.
         """

@@ -1,0 +1,196 @@
+"""One asynchronous run of two rollout actors and two ranks, in three lives, with the faults of docs/reliability.md.
+
+All are real: kills, signals, a node that leaves, a Redis that ends, an object store without room. Those that a run
+survives come first, then two that end it with one line, after which `--resume` goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis as redis_client
+from helpers_cli import shared_memory
+from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STEP, World, world
+from helpers_redis import Server, free_port
+from helpers_toy import toy_config
+
+from cluster.checkpoints import newest_checkpoint
+from uniapl.runlog import read_metrics
+
+GROUPS, SAMPLES = 4, 4
+STALENESS = 2
+MANY, LAST = 1000, 6
+"""Steps that no life of this test reaches, and steps of the last life."""
+HOUR = 3600.0
+METHOD = ("-m", str(Path(__file__).resolve().parents[2] / "configs" / "methods" / "grpo.yaml"))
+pytestmark = pytest.mark.timeout(3000)  # one fixture is three lives
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    """A head with room for two learner ranks and one engine."""
+    folder = tmp_path_factory.mktemp("faults")
+    with pytest.MonkeyPatch.context() as patch:
+        made = world(folder, 3, patch, Server(free_port(), folder))
+        yield made
+        if made.process:
+            made.process.kill()
+        made.cluster.shutdown()
+        made.redis.kill()
+
+
+@pytest.fixture(scope="module")
+def lived(place: World, tiny: Path) -> World:
+    place.config = toy_config(
+        place.folder,
+        tiny,
+        run={"name": "faults", "steps": MANY, "checkpoint_every": 4},
+        rollout={"actors": 2, "min_actors": 1, "groups_in_flight": 4},
+        reward={
+            "functions": [{"name": "helpers_toy:many_e_faulty"}],
+            "redis_url": place.redis.url,
+            "timeout_s": 5.0,
+        },
+        queue={"groups_per_step": GROUPS, "max_staleness": STALENESS},
+        learner={"ranks": 2, "learning_rate": 1e-3},
+        cluster={"address": place.cluster.address, "broadcast_timeout_s": 20.0},
+    )
+    before = shared_memory()
+    place.say("slow")  # so that steps do not pass before an engine has started
+    first_life(place)
+    second_life(place)
+    place.switch.unlink()
+    last_life(place)
+    print(json.dumps({name: round(seconds, 1) for name, seconds in place.interrupted.items()}))
+    place.left = [p.name() for word in (ACTOR, ENGINE, RANK, QUEUE, REPLICA) for p in place.processes(word)]
+    place.left += place.litter(before)
+    return place
+
+
+def first_life(place: World) -> None:
+    place.begin(*METHOD)
+    # The head is full with these three; only then is there a node for the second engine.
+    while len(place.processes(RANK)) < 2 or not place.processes(ACTOR):
+        assert place.process and place.process.poll() is None, place.output
+        time.sleep(0.2)
+    node = place.cluster.add_node(num_cpus=1)
+    place.until("engines 2", 0)
+    place.fault("node removed", lambda: place.cluster.remove_node(node, allow_graceful=False), "lost rollout-1")
+    place.cluster.add_node(num_cpus=1)
+    one_engine = len(place.lines)
+    place.fault("reward raises, NaN, a string", lambda: place.misbehave("wrong", 12), STEP)
+    place.fault("reward hangs", lambda: place.misbehave("hang", 4), STEP)
+    place.fault("reward replica killed", lambda: place.signal(REPLICA), STEP, 2)
+    place.fault("Redis killed and restarted", lambda: restart(place), STEP)
+    place.fault("object store full", place.fill_object_store, STEP)
+    place.fault("clock an hour ahead", lambda: place.jump(HOUR), STEP)
+    place.fault("clock an hour back", lambda: place.jump(-HOUR), STEP)
+    place.until("engines 2", one_engine)
+    now = len(place.lines)
+    place.fault("rollout actor killed", lambda: place.signal(ACTOR), "lost rollout-")
+    place.until("engines 2", now + 1)
+    place.fault("engine hung", lambda: place.signal(ENGINE, signal.SIGSTOP), "lost rollout-")
+    place.signal(QUEUE)
+    place.ends.append(place.ended())
+
+
+def restart(place: World) -> None:
+    place.redis.kill()
+    place.until(STEP, len(place.lines))
+    place.redis.start()
+    client = redis_client.Redis.from_url(place.redis.url)
+    while not client.dbsize():  # it is used again
+        time.sleep(0.1)
+
+
+def second_life(place: World) -> None:
+    now = len(place.lines)
+    place.begin(*METHOD, "--resume")
+    place.until("engines 2", now)
+    place.fault("engine process killed", lambda: place.signal(ENGINE), "lost rollout-")
+    place.signal(RANK)
+    place.ends.append(place.ended())
+
+
+def last_life(place: World) -> None:
+    made = newest_checkpoint(place.run)
+    assert made is not None
+    place.steps = made[0] + LAST
+    place.begin(*METHOD, "--resume", f"run.steps={place.steps}")
+    place.ends.append(place.ended())
+
+
+def test_the_run_reached_its_last_step_and_every_loss_was_told(lived: World) -> None:
+    metrics = read_metrics(lived.run)
+    assert [m["step"] for m in metrics] == list(range(1, lived.steps + 1))
+    lost = re.findall(r"lost (rollout-\d): ", lived.output)
+    assert 4 <= len(lost) <= 5, "Ray may start one more on the node that is about to be known as gone"
+    assert "Traceback" not in lived.output
+
+
+def test_a_dead_queue_or_rank_ends_the_run_with_one_line_that_says_how_to_go_on(lived: World) -> None:
+    queue, rank, last = lived.ends
+    resume = r" died, and the run cannot go on without; --resume goes on from step-\d{5}"
+    assert queue[0] == rank[0] == 2
+    assert re.fullmatch("the queue actor" + resume, queue[1])
+    assert re.fullmatch("learner rank [01]" + resume, rank[1])
+    assert (last[0], last[1].startswith("report: ")) == (0, True)
+
+
+def test_the_ledger_balances_over_all_lives(lived: World) -> None:
+    state = lived.assert_ledger_balances(lived.steps, GROUPS)
+    assert state["counts"]["regenerated"] + state["counts"].get("dropped_unscored", 0) > 0
+    said = " ".join(state["unscored"])
+    for reason in (
+        "RuntimeError: the judge is out",
+        "returned nan",
+        "returned str 'very good'",
+        "took longer than 5 s",
+    ):
+        assert reason in said
+    assert set(lived.misdeeds()) == {"raise", "NaN", "string", "hang"}
+
+
+def test_every_group_was_consumed_once_and_none_is_over_stale(lived: World) -> None:
+    lived.assert_every_group_was_consumed_once(lived.steps, GROUPS, SAMPLES)
+    ages = [m["staleness/max"] for m in read_metrics(lived.run)]
+    assert 0 < max(ages) <= STALENESS
+
+
+def test_no_lease_and_no_deadline_follows_the_wall_clock(lived: World) -> None:
+    """The clock went an hour ahead, then two hours back, for every Python process of the run."""
+    seen = [m["time"] for m in read_metrics(lived.run)]
+    jumps = [b - a for a, b in itertools.pairwise(seen)]
+    assert max(jumps) > HOUR - 60 and min(jumps) < -2 * HOUR + 300
+    assert lived.assert_ledger_balances(lived.steps, GROUPS)["lease_counts"].get("expired", 0) == 0
+    assert max(lived.interrupted[f"clock an hour {way}"] for way in ("ahead", "back")) < 60
+
+
+def test_no_deadline_in_the_sources_is_taken_from_the_wall_clock() -> None:
+    """One line asks for it: the time that is logged with a step."""
+    root = Path(__file__).resolve().parents[2]
+    wall = re.compile(r"time\.time\(|datetime\.(now|utcnow|today)|from time import")
+    files = [path for part in ("uniapl", "actors", "learner", "cluster") for path in (root / part).rglob("*.py")]
+    found = {(path.name, line.strip()) for path in files for line in path.read_text().splitlines() if wall.search(line)}
+    assert found == {("runlog.py", 'record = {"step": step, "time": time.time()} | numbers | {"step": step}')}
+
+
+def test_grpo_is_a_file_of_values_and_reads_no_demonstration(lived: World) -> None:
+    metrics = read_metrics(lived.run)
+    assert all(m["share/preference"] == 1.0 for m in metrics)
+    assert not any("demonstration" in key or key == "expert/nll" for m in metrics for key in m)
+
+
+def test_nothing_is_left_of_any_life(lived: World) -> None:
+    assert lived.left == []
+
+
+def test_the_engines_held_the_weights_of_the_learner_at_the_end(lived: World) -> None:
+    lived.assert_engines_hold_the_learners_weights()

@@ -1,0 +1,114 @@
+"""What ends a run is told in one line, and a mistake in the code keeps its traceback.
+
+Actors that do nothing stand in for the run's parts, because only their death matters; `chaos/test_faults.py` kills the
+real ones.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import ObjectStoreFullError, RayTaskError
+
+from cluster.failures import told_in_one_line
+from cluster.system import System
+from uniapl.config_errors import ConfigError
+from uniapl.runlog import RunError
+
+
+class Part:
+    async def usage(self) -> int:
+        return 0
+
+    async def address(self) -> int:
+        return 0
+
+    async def work(self) -> None:
+        os._exit(1)
+
+    async def fail(self) -> None:
+        raise ConnectionError("closed by peer")
+
+
+@pytest.fixture(scope="module")
+def parts(ray_session: Any) -> tuple[Any, Any]:
+    """A queue and a rank that live."""
+    actor = ray.remote(num_cpus=0)(Part)
+    made = actor.remote(), actor.remote()
+    ray.get([made[0].usage.remote(), made[1].address.remote()])
+    return made
+
+
+def told(queue: Any, ranks: list[Any], folder: Path, do: Callable[[], Any]) -> str:
+    system = SimpleNamespace(queue=queue, learner=SimpleNamespace(ranks=ranks))
+    system.gone = lambda: System.gone(system)  # type: ignore[arg-type]
+    with pytest.raises(RunError) as error, told_in_one_line(system, folder):  # type: ignore[arg-type]
+        do()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def raises(error: BaseException) -> Callable[[], Any]:
+    def do() -> None:
+        raise error
+
+    return do
+
+
+def test_a_dead_rank_is_named_though_another_failed_first(parts: Any, tmp_path: Path) -> None:
+    (tmp_path / "checkpoints" / "step-00004").mkdir(parents=True)
+    queue, alive = parts
+    dying = ray.remote(num_cpus=0)(Part).remote()
+
+    def do() -> None:
+        call = dying.work.remote()
+        ray.wait([call])
+        ray.get(alive.fail.remote())
+
+    line = told(queue, [alive, dying], tmp_path, do)
+    assert line == "learner rank 1 died, and the run cannot go on without; --resume goes on from step-00004"
+
+
+def test_an_error_of_the_code_stays_what_it_is(parts: Any, tmp_path: Path) -> None:
+    _, alive = parts
+    system = SimpleNamespace(gone=list)
+    with pytest.raises(RayTaskError, match="closed by peer"), told_in_one_line(system, tmp_path):  # type: ignore[arg-type]
+        ray.get(alive.fail.remote())
+    with pytest.raises(ConfigError, match="its own"), told_in_one_line(system, tmp_path):  # type: ignore[arg-type]
+        raise ConfigError("its own")
+
+
+def test_no_answer_in_time_and_no_room_are_one_line(parts: Any, tmp_path: Path) -> None:
+    queue, alive = parts
+    no_checkpoint = "; there is no checkpoint to go on from"
+    late = told(queue, [alive], tmp_path, raises(TimeoutError("no batch within 5 s (cluster.step_timeout_s)")))
+    assert late == f"TimeoutError: no batch within 5 s (cluster.step_timeout_s){no_checkpoint}"
+    full = told(queue, [alive], tmp_path, raises(OSError(errno.ENOSPC, "No space left on device")))
+    assert re.fullmatch(rf"the disk is full: [\d.]+ MiB free in {re.escape(str(tmp_path))}{no_checkpoint}", full)
+    store = told(queue, [alive], tmp_path, raises(ObjectStoreFullError("no room for 8 MiB")))
+    assert store.startswith("Ray's object store is full (cluster.object_store_gib), and so is the disk below it: ")
+
+
+def test_a_part_at_work_is_not_taken_for_dead(ray_session: Any) -> None:
+    @ray.remote(num_cpus=0)
+    class Busy:
+        def usage(self) -> int:
+            return 0
+
+        def work(self) -> None:
+            time.sleep(8)
+
+    queue = Busy.remote()
+    ray.get(queue.usage.remote())
+    queue.work.remote()
+    system = SimpleNamespace(queue=queue, learner=SimpleNamespace(ranks=[]))
+    assert System.gone(system) == []  # type: ignore[arg-type]
