@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers_cli import assert_nothing_left, environment, killed, shared_memory, start, train
+from helpers_cli import RAYS_OWN_S, assert_nothing_left, environment, killed, shared_memory, start, train
 from helpers_exact import differences
 from helpers_toy import toy_config
 
@@ -42,16 +42,20 @@ def config(folder: Path, model: Path, name: str, steps: int = STEPS, folder_of_r
 
 def test_a_run_killed_at_random_points_is_the_undisturbed_run_bit_for_bit(tmp_path: Path, tiny: Path) -> None:
     train(config(tmp_path, tiny, "undisturbed"))
-    place, draw, points = config(tmp_path, tiny, "killed"), random.Random(SEED), []
+    place, draw, points, drivers = config(tmp_path, tiny, "killed"), random.Random(SEED), list[str](), list[int]()
+    before = shared_memory()
     run = tmp_path / "killed" / "runs" / "killed"
     for number in range(KILLS):
         made = (newest_checkpoint(run) or (0, None))[0]
         call = draw.choice(sorted(LONGEST_S))
         step = 1 if call in ("start", "connect", "next_batch") else min(STEPS, made + draw.randint(1, 2))
         point = f"{call}:{step}:{draw.uniform(0, LONGEST_S[call]):.3f}"
-        ended = killed(place, point, *(["--resume"] if number else []))
+        ended, driver = killed(place, point, *(["--resume"] if number else []))
+        drivers.append(driver)
         points.append(f"{point} after {made} steps, orphans gone in {ended:.1f} s")
         print(points[-1], flush=True)
+    for driver in drivers:
+        assert_nothing_left(driver, before, RAYS_OWN_S)
     train(place, "--resume")
     assert differences(run, tmp_path / "undisturbed" / "runs" / "undisturbed", STEPS) == [], points
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step-{k:05d}" for k in (4, 8, 9, 10)]
