@@ -47,6 +47,7 @@ class RewardReplica:
     """
 
     def __init__(self, config: Config, search_path: list[str]) -> None:
+        _no_grpc_port()
         sys.path.extend(folder for folder in search_path if folder not in sys.path)
         rewards = resolve(config.reward.functions)
         discriminator = _discriminator(config)
@@ -71,6 +72,17 @@ class RewardReplica:
         """Serve replaces the replica when this raises."""
         if not self._scorer.healthy:
             raise RuntimeError("too many calls of reward functions hang; this replica wants to be replaced")
+
+
+def _no_grpc_port() -> None:
+    """Keep Serve's replica in this process from listening for gRPC, on all addresses of the machine.
+
+    Ray Serve 2.60 opens that port in every replica, whether calls take it or not (ours travel through Ray), without a
+    token, and loads as a pickle what comes in. There is no setting for it; the port is opened after the constructor.
+    """
+    from ray.serve._private import replica
+
+    replica.add_port_to_grpc_server = lambda server, address: 0
 
 
 def start_reward_service(config: Config) -> DeploymentHandle:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.metadata
 import json
 import math
@@ -9,7 +10,8 @@ import os
 import shutil
 import struct
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,21 @@ def kept(folder: Path) -> str:
 
 def free_space(folder: Path) -> str:
     return f"{_mib(shutil.disk_usage(folder).free)} free in {folder}"
+
+
+@contextmanager
+def full_disk_told(folder: Path) -> Iterator[None]:
+    """A disk that fills up inside of the block, whatever was being written, as one line for the user.
+
+    Raises:
+        RunError: instead of the system's error, with what the run goes on from.
+    """
+    try:
+        yield
+    except OSError as error:
+        if getattr(error, "cause", error).errno != errno.ENOSPC:  # Ray hands on an actor's error with it as the cause
+            raise
+        raise RunError(f"no space left on the disk: {free_space(folder)}; {kept(folder)}") from None
 
 
 def _retain(folder: Path, step: int, keep_last: int, keep_every: int) -> None:

@@ -88,9 +88,11 @@ def _train(arguments: argparse.Namespace) -> None:
     from uniapl.config import load_config
 
     config = load_config(arguments.config, arguments.overrides, arguments.method)
+    from cluster.checkpoints import full_disk_told
     from cluster.driver import train
 
-    report = train(config, arguments.resume)
+    with full_disk_told(config.run_dir):
+        report = train(config, arguments.resume)
     print(f"report: {report}")
 
 

@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import nn
 
 from learner.reshard import load_resharded, saved_ranks
+from learner.safe_load import SafeCheckpointEngine
 
 TAG = "zero"
 
@@ -25,7 +26,7 @@ def load_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
     """The inverse of `save_engine`, with any number of ranks.
 
     Raises:
-        RuntimeError: there is nothing to load, or not all of it.
+        RuntimeError: there is nothing to load, or not all of it, or something that DeepSpeed did not write.
     """
     ranks = saved_ranks(folder / tag)
     if ranks == 0:
@@ -33,6 +34,7 @@ def load_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
     if ranks != dist.get_world_size():
         load_resharded(engine, folder / tag, ranks)
         return
+    engine.checkpoint_engine = SafeCheckpointEngine(engine._config)
     path, _ = engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
     if path is None:
         raise RuntimeError(f"{folder / tag}: DeepSpeed loaded nothing")

@@ -18,6 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from learner.safe_load import safe_load
+
 MOMENTS = ("exp_avg", "exp_avg_sq")
 OPTIMIZER_FILE = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 MODEL_FILE = "zero_pp_rank_0_mp_rank_00_model_states.pt"
@@ -55,9 +57,9 @@ class _Saved:
 
     def __init__(self, folder: Path, ranks: int) -> None:
         self.ranks = ranks
-        self.shards = [_load(path) for _, path in sorted(_optimizer_files(folder).items())]
-        shapes = torch.load(folder / MODEL_FILE, map_location="cpu", weights_only=False, mmap=True)
-        self.places = dict(_places(shapes["param_shapes"], ranks))
+        files = [path for _, path in sorted(_optimizer_files(folder).items())]
+        self.shards = [safe_load(path, mmap=True)["optimizer_state_dict"] for path in files]
+        self.places = dict(_places(safe_load(folder / MODEL_FILE, mmap=True)["param_shapes"], ranks))
 
     def whole(self, name: str, key: str) -> Tensor:
         """A parameter's float32 master or one of its moments, flat, without padding."""
@@ -144,8 +146,3 @@ def _places(groups: list[dict[str, Any]], ranks: int) -> Iterator[tuple[str, _Pl
             numel = math.prod(shape)
             yield name, _Place(group, offset, numel)
             offset += math.ceil(numel / ranks)
-
-
-def _load(path: Path) -> dict[str, Any]:
-    # DeepSpeed's files hold objects of its own; they are read only after their checksums were compared.
-    return torch.load(path, map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"]

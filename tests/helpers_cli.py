@@ -15,8 +15,10 @@ import pyarrow as pa
 ROOT = Path(__file__).resolve().parent.parent
 ORPHANS_S = 30.0
 """How long the run's processes may take to end after their driver was killed."""
-AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
-"""Ray's own helpers: they try for a minute to report that their node is gone."""
+RAYS_OWN = ("ray::DashboardAgent", "ray::RuntimeEnvAgent", "ray::IDLE")
+"""Ray's helpers, which try for a minute to report that their node is gone, and a worker that was only just being
+started, which looks for its node as long; none of them runs code of ours."""
+RAYS_OWN_S = 120.0
 
 
 def environment() -> dict[str, str]:
@@ -48,14 +50,14 @@ def train(config: Path, *arguments: str) -> str:
     return output
 
 
-def group_members(leader: int) -> list[str]:
-    """Command lines of the processes that still run in `leader`'s session."""
-    found = []
+def session_members(leader: int) -> dict[int, str]:
+    """Command lines of the processes that still run in `leader`'s session, by process id."""
+    found = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
         try:
             fields = stat.read_text().rpartition(")")[2].split()
             if int(fields[3]) == leader and fields[0] != "Z":
-                found.append(stat.with_name("cmdline").read_text().replace("\0", " "))
+                found[int(stat.parent.name)] = stat.with_name("cmdline").read_text().replace("\0", " ")
         except OSError:
             continue
     return found
@@ -78,7 +80,7 @@ def assert_nothing_left(leader: int, memory: set[str], within_s: float, but: tup
         but: beginnings of the names of processes that may be there still.
     """
     began = time.monotonic()
-    while left := [name for name in group_members(leader) if not (but and name.startswith(but))]:
+    while left := [name for name in session_members(leader).values() if not (but and name.startswith(but))]:
         assert time.monotonic() - began < within_s, left
         time.sleep(0.1)
     took = time.monotonic() - began
@@ -88,24 +90,28 @@ def assert_nothing_left(leader: int, memory: set[str], within_s: float, but: tup
 
 def assert_memory_freed(before: set[str]) -> None:
     """Nothing is in /dev/shm that was not there before; what a neighbour has there for a moment goes by itself."""
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 60
     while left := shared_memory() - before:
         assert time.monotonic() < deadline, left
         time.sleep(0.2)
 
 
-def killed(place: Path, call: str, *arguments: str) -> float:
-    """Run until the driver kills itself in `call` (killed_train.py); seconds until its last process had ended."""
+def killed(place: Path, call: str, *arguments: str, program: str = "killed_train.py") -> tuple[float, int]:
+    """Run until the driver kills itself in `call`, as `program` says.
+
+    Returns:
+        seconds until the last process but for `RAYS_OWN` had ended, and the driver's process id.
+    """
     before = shared_memory()
-    process = start(place, *arguments, program=(str(ROOT / "tests" / "killed_train.py"), call))
-    process.wait(timeout=300)  # what it prints until then fits into the pipe
-    ended = assert_nothing_left(process.pid, before, ORPHANS_S, but=AGENTS)
+    process = start(place, *arguments, program=(str(ROOT / "tests" / program), call))
+    process.wait(timeout=540)  # what it prints until then fits into the pipe
+    ended = assert_nothing_left(process.pid, before, ORPHANS_S, but=RAYS_OWN)
     assert process.returncode == -signal.SIGKILL, process.communicate()[0][-3000:]
-    return ended
+    return ended, process.pid
 
 
-def signalled(place: Path, after: str, number: int, *arguments: str) -> tuple[int, str]:
-    """Send a signal when `after` was printed; exit status and the output from then on.
+def signalled(place: Path, after: str, number: int, *arguments: str, within_s: float = 150) -> tuple[int, str]:
+    """Send a signal when `after` was printed, and see the run end `within_s`; exit status and output.
 
     Ctrl-C goes to the whole process group, as a terminal sends it, SIGTERM to the driver, as Ray sends it.
     """
@@ -118,7 +124,7 @@ def signalled(place: Path, after: str, number: int, *arguments: str) -> tuple[in
         if after in line:
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             break
-    rest, _ = process.communicate(timeout=150)
+    rest, _ = process.communicate(timeout=within_s)
     assert "Traceback" not in rest, seen + rest
     assert_nothing_left(process.pid, before, 20)
-    return process.returncode, rest
+    return process.returncode, seen + rest

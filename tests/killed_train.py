@@ -42,11 +42,16 @@ def die_in(owner: type, name: str, step: int, seconds: float, step_of: Callable[
     setattr(owner, name, deadly)
 
 
-if __name__ == "__main__":
-    call, step, seconds = sys.argv[1].split(":")
+def arm(point: str) -> None:
+    """Let the driver die at CALL:STEP:SECONDS."""
+    call, step, seconds = point.split(":")
     calls = itertools.count(1)
     if call in COUNTED:
         die_in(COUNTED[call], call, int(step), float(seconds), lambda *_: next(calls))
     else:
         die_in(LearnerGroup, call, int(step), float(seconds), STEP_OF[call])
+
+
+if __name__ == "__main__":
+    arm(sys.argv[1])
     sys.exit(main(sys.argv[2:]))

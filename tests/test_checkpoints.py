@@ -116,7 +116,7 @@ def test_the_first_checkpoints_size_follows_from_the_model(tmp_path: Path, tiny:
 SMALL_DISK = """
 import os, resource, shutil, sys
 from pathlib import Path
-from cluster.checkpoints import newest_checkpoint, require_space, save_checkpoint
+from cluster.checkpoints import full_disk_told, newest_checkpoint, require_space, save_checkpoint
 from uniapl.runlog import RunError
 run = Path(sys.argv[1])
 def write(size):
@@ -134,6 +134,17 @@ try:
     require_space(run, 4, [])
 except RunError as error:
     print(error)
+(run / "other").unlink()
+try:
+    with full_disk_told(run):
+        (run / "batch").write_bytes(b"x" * (8 << 20))
+except RunError as error:
+    print(error)
+try:
+    with full_disk_told(run):
+        (run / "missing").read_bytes()
+except FileNotFoundError as error:
+    print("as it was")
 """
 
 
@@ -149,3 +160,5 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     assert lines[2] == (
         f"checkpoint of step 4: 1.1 MiB needed, 0.5 MiB free in {tmp_path}; --resume goes on from step-00002"
     )
+    full = f"no space left on the disk: 0.0 MiB free in {tmp_path}; --resume goes on from step-00002"
+    assert lines[3:] == [full, "as it was"], done.stderr

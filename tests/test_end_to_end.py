@@ -4,17 +4,47 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
-from helpers_cli import ROOT, assert_memory_freed, batch_rows, shared_memory, signalled, start, train
+from helpers_cli import (
+    ROOT,
+    assert_memory_freed,
+    batch_rows,
+    session_members,
+    shared_memory,
+    signalled,
+    start,
+    train,
+)
+from helpers_exact import differences
+from helpers_outside import files_with, listening, ray_session
 from helpers_toy import toy_config
 
-from uniapl.runlog import read_metrics
+from uniapl.config_types import REDIS_PASSWORD
+from uniapl.runlog import METRICS_FILE, read_metrics
 
+pytestmark = pytest.mark.timeout(1200)  # a fixture is up to two whole runs
 PARTS = ("generate", "score", "wait", "train", "broadcast", "other")
+PROCESSES = ("RolloutActor", "EngineCore", "LearnerRank", "QueueActor", "ServeReplica", "ServeController", "raylet")
+STEPS = 12
+SECRET = "planted-secret-of-the-environment"
+OBJECTIVE = {
+    "preference": {"weight": 0.5},
+    "demonstration": {"weight": {"kind": "lagrangian", "value": 0.5, "target": 2.0, "rate": 0.1}},
+    "adversarial": {
+        "weight": 0.2,
+        "discriminator": "cotrained",
+        "cotrained": {"warmup_steps": 1, "learning_rate": 1e-3},
+    },
+    "kl": {"weight": 0.1},
+}
+"""Everything that a checkpoint must hold or leave alone: a weight that follows the expert's NLL, a cotrained
+discriminator, a frozen reference."""
 
 
 @pytest.fixture(scope="module")
@@ -22,59 +52,100 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")
 
 
+@dataclass
+class Whole:
+    """A run, and what was seen of it from outside in its second step."""
+
+    config: Path
+    folder: Path
+    output: str
+    listening: dict[str, set[str]]
+    ray_folder: Path
+    token: str
+    command_lines: list[str] = field(default_factory=list)
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tiny: Path) -> Whole:
+    """Two rollout actors, two learner ranks, all terms."""
+    config = toy_config(
+        folder / "whole",
+        tiny,
+        run={"name": "whole", "steps": STEPS, "checkpoint_every": 4, "keep_last": 3},
+        rollout={"actors": 2, "groups_in_flight": 4},
+        learner={"ranks": 2},
+        objective=OBJECTIVE,
+    )
+    before = shared_memory()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(REDIS_PASSWORD, SECRET)
+        process = start(config)
+    assert process.stdout is not None
+    output = ""
+    for line in process.stdout:
+        output += line
+        if "step 2/" in line:
+            break
+    members = list(session_members(process.pid).values())
+    run = folder / "whole" / "runs" / "whole"
+    seen = Whole(config, run, "", listening(process.pid), *ray_session(process.pid), members)
+    rest, _ = process.communicate(timeout=540)
+    seen.output = output + rest
+    assert process.returncode == 0, seen.output[-4000:]
+    assert_memory_freed(before)
+    return seen
+
+
 class TestWholeSystem:
-    """Two rollout actors, two learner ranks, all three terms."""
-
-    @pytest.fixture(scope="class")
-    def run(self, folder: Path, tiny: Path) -> tuple[str, Path]:
-        config = toy_config(
-            folder / "whole",
-            tiny,
-            run={"name": "whole", "steps": 12, "checkpoint_every": 0},
-            rollout={"actors": 2, "groups_in_flight": 4},
-            learner={"ranks": 2},
-            objective={"adversarial": {"weight": 0.1, "discriminator": "embedding"}},
-        )
-        before = shared_memory()
-        output = train(config)
-        assert_memory_freed(before)
-        return output, folder / "whole" / "runs" / "whole"
-
-    def test_the_reward_of_a_learnable_task_rises(self, run: tuple[str, Path]) -> None:
-        rewards = [m["reward/mean"] for m in read_metrics(run[1])]
+    def test_the_reward_of_a_learnable_task_rises(self, whole: Whole) -> None:
+        rewards = [m["reward/mean"] for m in read_metrics(whole.folder)]
         assert len(rewards) == 12
         assert sum(rewards[-3:]) / 3 > sum(rewards[:3]) / 3 + 0.2
 
-    def test_the_expert_becomes_likelier(self, run: tuple[str, Path]) -> None:
-        nll = [m["expert/nll"] for m in read_metrics(run[1])]
+    def test_the_expert_becomes_likelier(self, whole: Whole) -> None:
+        nll = [m["expert/nll"] for m in read_metrics(whole.folder)]
         assert nll[-1] < 0.7 * nll[0]
 
-    def test_every_term_is_in_every_step(self, run: tuple[str, Path]) -> None:
-        for m in read_metrics(run[1]):
-            assert {"loss/preference", "loss/demonstration", "loss/adversarial"} <= m.keys()
-            assert m["share/preference"] + m["share/demonstration"] + m["share/adversarial"] == pytest.approx(1.0)
+    def test_every_term_is_in_every_step(self, whole: Whole) -> None:
+        for m in read_metrics(whole.folder):
+            assert {"loss/preference", "loss/demonstration"} <= m.keys()
+            assert ("loss/adversarial" in m) == (m["step"] > 1), "not while the discriminator warms up"
+            assert sum(value for key, value in m.items() if key.startswith("share/")) == pytest.approx(1.0)
             assert ("gradient/norm_preference" in m) == ("entropy/exact" in m) == (m["step"] in (1, 11))
-            assert (m["weight/preference"], m["weight/demonstration"], m["weight/adversarial"]) == (0.5, 0.5, 0.1)
             assert m["importance/min"] <= m["importance/p50"] <= m["importance/max"]
             assert m["staleness/max"] == 0.0
             assert m["kl/behaviour"] < 1e-6, "engine and learner hold the same weights at every step"
 
-    def test_the_times_of_a_step_add_up(self, run: tuple[str, Path]) -> None:
-        for m in read_metrics(run[1]):
+    def test_the_weights_moved_and_the_policy_left_the_reference(self, whole: Whole) -> None:
+        metrics = read_metrics(whole.folder)
+        assert {m["weight/preference"] for m in metrics} == {0.5}
+        assert len({m["weight/demonstration"] for m in metrics}) == STEPS
+        assert [m["weight/adversarial"] for m in metrics] == [0.0, *[0.2] * (STEPS - 1)]
+        assert metrics[0]["kl/reference"] == pytest.approx(0.0, abs=1e-6)
+        assert metrics[-1]["kl/reference"] > 1e-4
+
+    def test_the_batches_kept_hold_the_discriminators_scores(self, whole: Whole) -> None:
+        rows = pa.ipc.open_file(whole.folder / "batches" / "step-00003.arrow").read_all().to_pylist()
+        paired = [row["expert_score"] for row in rows if row["kind"] == "sample" and row["expert_score"] is not None]
+        mean = read_metrics(whole.folder)[3]["discriminator/sample_mean"]
+        assert sum(paired) / len(paired) == pytest.approx(mean)
+
+    def test_the_times_of_a_step_add_up(self, whole: Whole) -> None:
+        for m in read_metrics(whole.folder):
             assert sum(m[f"time/{part}"] for part in PARTS) == pytest.approx(m["time/step"], rel=0.05)
             assert all(m[f"time/{part}"] >= 0 for part in PARTS)
             assert (m["fleet/members"], m["fleet/lost"], m["fleet/restarts"]) == (2.0, 0.0, 0.0)
 
-    def test_every_group_was_consumed_once_and_both_actors_worked(self, run: tuple[str, Path]) -> None:
-        rows = [row for batch in batch_rows(run[1]) for row in batch]
+    def test_every_group_was_consumed_once_and_both_actors_worked(self, whole: Whole) -> None:
+        rows = [row for batch in batch_rows(whole.folder) for row in batch]
         samples = [row for row in rows if row["kind"] == "sample"]
-        assert len({row["lease_id"] for row in samples}) == 12 * 8
-        assert len(samples) == 12 * 8 * 4
-        assert len(rows) - len(samples) == 12 * 4
+        assert len({row["lease_id"] for row in samples}) == STEPS * 8
+        assert len(samples) == STEPS * 8 * 4
+        assert len(rows) - len(samples) == STEPS * 4
         assert {row["actor"] for row in samples} == {"rollout-0", "rollout-1"}
 
-    def test_the_run_leaves_a_report_evaluations_and_a_model(self, run: tuple[str, Path]) -> None:
-        output, place = run
+    def test_the_run_leaves_a_report_evaluations_and_a_model(self, whole: Whole) -> None:
+        output, place = whole.output, whole.folder
         assert output.rstrip().endswith(f"report: {place / 'report.html'}")
         assert "<svg" in (place / "report.html").read_text()
         before, after = (json.loads((place / "eval" / f"{name}.json").read_text()) for name in ("before", "after"))
@@ -84,37 +155,93 @@ class TestWholeSystem:
         assert (place / "model" / "model.safetensors").stat().st_size > 100_000
         assert any((place / "tensorboard").iterdir())
 
-    def test_the_user_saw_progress(self, run: tuple[str, Path]) -> None:
+    def test_the_user_saw_progress(self, whole: Whole) -> None:
         for text in ("engine and learner agree", "step 1/12", "step 12/12", "held-out pass rate after training"):
-            assert text in run[0]
+            assert text in whole.output
+
+    def test_every_process_of_the_run_listens_on_loopback_alone(self, whole: Whole) -> None:
+        names = " ".join(whole.listening)
+        assert [part for part in PROCESSES if part not in names] == []
+        assert set().union(*whole.listening.values()) == {"127.0.0.1"}, whole.listening
+
+    def test_neither_the_token_nor_a_secret_of_the_environment_is_written_anywhere(self, whole: Whole) -> None:
+        secrets = (SECRET, whole.token)
+        assert files_with(whole.folder, *secrets) + files_with(whole.ray_folder, *secrets) == []
+        told = whole.output + " ".join(whole.command_lines)
+        assert not [secret for secret in secrets if secret in told]
 
 
-def test_sft_then_grpo_until_a_loss_that_is_not_finite_ends_the_run_before_the_step(folder: Path, tiny: Path) -> None:
-    """A method is a file of values; this one goes from demonstrations alone to rollouts alone by a hard switch."""
+class TestResume:
+    """Goes on from the checkpoint of step 4 in what a run leaves that was killed later."""
+
+    @pytest.fixture(scope="class")
+    def resumed(self, whole: Whole) -> tuple[str, Path]:
+        run = whole.folder.with_name("resumed")
+        shutil.copytree(whole.folder, run)
+        shutil.rmtree(run / "model")
+        for path in sorted((run / "batches").iterdir())[4:]:
+            path.unlink()  # else they would be the same without having been made again
+        (run / "checkpoints" / "step-00008").rename(run / "checkpoints" / "step-00008.partial")
+        (run / "checkpoints" / "step-00012" / "queue.json").write_text("{}")
+        with (run / METRICS_FILE).open("a") as file:
+            file.write('{"step": 13, "loss/to')
+        refused = start(whole.config, "run.name=resumed").communicate(timeout=540)[0]
+        return refused + train(whole.config, "run.name=resumed", "--resume"), run
+
+    def test_every_bit_is_that_of_the_undisturbed_run(self, resumed: tuple[str, Path], whole: Whole) -> None:
+        """Token ids, log-probabilities, rewards, scores, losses, weights."""
+        assert differences(resumed[1], whole.folder, STEPS) == []
+
+    def test_a_damaged_checkpoint_is_named_and_none_is_left(self, resumed: tuple[str, Path]) -> None:
+        assert "step-00012: queue.json is not what was written; an older checkpoint is used" in resumed[0]
+        left = sorted(path.name for path in (resumed[1] / "checkpoints").iterdir())
+        assert left == ["step-00004", "step-00008", "step-00012"]
+
+    def test_a_second_run_of_the_same_name_is_refused(self, resumed: tuple[str, Path]) -> None:
+        assert f"run.name: {resumed[1]} is there already; allowed: another name, or --resume to go on" in resumed[0]
+
+
+def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Path, tiny: Path) -> None:
+    """SFT starts no engine, and SIGTERM saves its step under way; the run goes on with a method that does two steps of
+    demonstrations alone and then rollouts alone, by a hard switch, until a loss ends it before the step."""
     config = toy_config(
-        folder / "huge",
+        folder / "two",
         tiny,
-        run={"name": "huge", "steps": 10, "checkpoint_every": 0},
+        run={"name": "two", "steps": 200, "checkpoint_every": 100, "grace_seconds": 60},
         reward={"functions": [{"name": "helpers_toy:many_e_or_too_much"}]},
         queue={"on_equal_rewards": "resample", "max_resamples": 1},
         evaluation={"prompts": 0},
     )
-    method = str(ROOT / "configs" / "methods" / "sft_then_grpo.yaml")
-    process = start(
-        config, "-m", method, "objective.demonstration.weight.steps=2", "objective.preference.advantage_std=false"
-    )
-    output, _ = process.communicate(timeout=300)
-    place = folder / "huge" / "runs" / "huge"
+    methods, place = ROOT / "configs" / "methods", folder / "two" / "runs" / "two"
+    status, output = signalled(config, "step 3/", signal.SIGTERM, "-m", str(methods / "sft.yaml"), within_s=60)
+    assert status == 0
+    assert "no rollout engine" in output
+    assert output.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
+    [saved] = (place / "checkpoints").iterdir()
+    first = int(saved.name.removeprefix("step-"))
+    assert [m["step"] for m in read_metrics(place)] == list(range(1, first + 1)), "with the step under way"
+    assert 3 <= first < 100
+
+    switch = first + 2
+    changes = [f"objective.demonstration.weight.steps={switch}", "objective.preference.advantage_std=false"]
+    process = start(config, "-m", str(methods / "sft_then_grpo.yaml"), *changes, "--resume")
+    output, _ = process.communicate(timeout=540)
     assert process.returncode == 2, output[-4000:]
     assert "Traceback" not in output
     metrics, kinds = read_metrics(place), [{row["kind"] for row in batch} for batch in batch_rows(place)]
     made = len(metrics)
-    assert made > 2
-    assert kinds == [{"demonstration"}] * 2 + [{"sample"}] * (made - 2)
-    assert [m["weight/demonstration"] for m in metrics] == [1.0] * 2 + [0.0] * (made - 2)
-    assert [m["weight/preference"] for m in metrics] == [0.0] * 2 + [1.0] * (made - 2)
+    assert made > switch
+    assert [m["step"] for m in metrics] == list(range(1, made + 1))
+    assert kinds == [{"demonstration"}] * switch + [{"sample"}] * (made - switch)
+    assert [m.get("weight/demonstration") for m in metrics] == [1.0] * switch + [0.0] * (made - switch)
+    assert [m.get("weight/preference", 0.0) for m in metrics] == [0.0] * switch + [1.0] * (made - switch)
+    assert metrics[switch - 1]["expert/nll"] < metrics[0]["expert/nll"]
+    assert not any(key.startswith(("reward/", "loss/preference")) for m in metrics[:switch] for key in m)
     assert metrics[-1]["queue/kept_equal"] <= metrics[-1]["queue/resampled"], "kept only after the one resampling"
+    _ends_as_not_finite(place, made, output)
 
+
+def _ends_as_not_finite(place: Path, made: int, output: str) -> None:
     failed = place / "failed" / f"step-{made:05d}.arrow"
     line = output.rstrip().splitlines()[-1]
     assert re.fullmatch(
@@ -125,25 +252,3 @@ def test_sft_then_grpo_until_a_loss_that_is_not_finite_ends_the_run_before_the_s
     assert len(rewards) == 4
     assert max(rewards) > 1e40
     assert "<svg" in (place / "report.html").read_text()
-
-
-def test_sft_starts_no_engine_and_sigterm_saves_the_step_under_way(folder: Path, tiny: Path) -> None:
-    config = toy_config(
-        folder / "sft", tiny, run={"name": "sft", "steps": 200, "checkpoint_every": 100, "grace_seconds": 60}
-    )
-    method = ("-m", str(ROOT / "configs" / "methods" / "sft.yaml"))
-    status, rest = signalled(config, "step 3/", signal.SIGTERM, *method)
-    assert status == 0
-    assert rest.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
-    place = folder / "sft" / "runs" / "sft"
-    [saved] = (place / "checkpoints").iterdir()
-    made = int(saved.name.removeprefix("step-"))
-    assert [m["step"] for m in read_metrics(place)] == list(range(1, made + 1)), "with the step under way"
-    assert 3 <= made < 100
-
-    output = train(config, *method, f"run.steps={made + 2}", "--resume")
-    assert "no rollout engine" in output
-    metrics = read_metrics(place)
-    assert [m["step"] for m in metrics] == list(range(1, made + 3))
-    assert metrics[-1]["expert/nll"] < metrics[0]["expert/nll"]
-    assert not any(key.startswith(("reward/", "loss/preference")) for m in metrics for key in m)

@@ -23,7 +23,7 @@ UNSAFE = re.compile(
     r"weights_only=False|pickle\.loads?\(|np\.load\(|numpy\.load\(|allow_pickle|trust_remote_code=True|\beval\((?!\))"
     r"|\bexec\(|yaml\.load\((?!text, Loader=_StrictLoader\))|shell=True|os\.system"
 )
-KNOWN = {"actors/packed.py": 1, "learner/reshard.py": 2}
+KNOWN = {"actors/packed.py": 1}
 """Uses that SECURITY.md speaks of."""
 
 

@@ -35,6 +35,7 @@ class OwnRay:
     token: str
     folder: str
     actor: str
+    jobs: str
     process: psutil.Process
 
 
@@ -75,7 +76,9 @@ def test_only_who_has_the_token_is_let_in(session):
     assert "nodes 1" in right
 
 
-def test_neither_token_nor_environment_stand_in_rays_files(session):
+def test_neither_token_nor_environment_stand_in_rays_files_or_in_what_it_keeps_of_jobs(session):
+    assert "driver_pid" in session.jobs
+    assert session.token not in session.jobs and PLANTED not in session.jobs
     folder = Path(session.folder)
     files = [path for path in folder.rglob("*") if path.is_file()]
     assert len(files) > 5

@@ -1,4 +1,4 @@
-"""Kill -9 of the driver at random points, a disk that fills up, Ctrl-C twice: the long forms."""
+"""Kill -9 of the driver at random points, a disk that fills up, Ctrl-C twice, SIGTERM: the long forms."""
 
 from __future__ import annotations
 
@@ -11,16 +11,18 @@ import time
 from pathlib import Path
 
 import pytest
-from helpers_cli import assert_nothing_left, environment, killed, shared_memory, start, train
+from helpers_cli import RAYS_OWN_S, assert_nothing_left, environment, killed, shared_memory, signalled, start, train
 from helpers_exact import differences
 from helpers_toy import toy_config
 
 from cluster.checkpoints import newest_checkpoint
+from uniapl.runlog import read_metrics
 
 pytestmark = pytest.mark.chaos
 SEED = 5
 KILLS = 12
 STEPS = 10
+GRACE_S = 60
 LONGEST_S = {"start": 8.0, "connect": 0.5, "next_batch": 1.0, "step": 0.5, "broadcast": 0.05, "save": 0.3}
 """Calls and how long after their beginning the driver may die: about as long as they take."""
 
@@ -42,16 +44,20 @@ def config(folder: Path, model: Path, name: str, steps: int = STEPS, folder_of_r
 
 def test_a_run_killed_at_random_points_is_the_undisturbed_run_bit_for_bit(tmp_path: Path, tiny: Path) -> None:
     train(config(tmp_path, tiny, "undisturbed"))
-    place, draw, points = config(tmp_path, tiny, "killed"), random.Random(SEED), []
+    place, draw, points, drivers = config(tmp_path, tiny, "killed"), random.Random(SEED), list[str](), list[int]()
+    before = shared_memory()
     run = tmp_path / "killed" / "runs" / "killed"
     for number in range(KILLS):
         made = (newest_checkpoint(run) or (0, None))[0]
         call = draw.choice(sorted(LONGEST_S))
         step = 1 if call in ("start", "connect", "next_batch") else min(STEPS, made + draw.randint(1, 2))
         point = f"{call}:{step}:{draw.uniform(0, LONGEST_S[call]):.3f}"
-        ended = killed(place, point, *(["--resume"] if number else []))
+        ended, driver = killed(place, point, *(["--resume"] if number else []))
+        drivers.append(driver)
         points.append(f"{point} after {made} steps, orphans gone in {ended:.1f} s")
         print(points[-1], flush=True)
+    for driver in drivers:
+        assert_nothing_left(driver, before, RAYS_OWN_S)
     train(place, "--resume")
     assert differences(run, tmp_path / "undisturbed" / "runs" / "undisturbed", STEPS) == [], points
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step-{k:05d}" for k in (4, 8, 9, 10)]
@@ -75,7 +81,7 @@ def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_the_last_checkpoint
     assert done.returncode == 2, done.stderr[-3000:]
     assert "Traceback" not in done.stdout + done.stderr
     line = done.stderr.rstrip().splitlines()[-1]
-    assert line.startswith("checkpoint of step ")
+    assert line.startswith(("checkpoint of step ", "no space left on the disk: "))
     assert "--resume goes on from step-0000" in line
     found = newest_checkpoint(tmp_path / "kept")
     assert found is not None and found[0] >= 2
@@ -97,3 +103,14 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path, tiny: Path) -> None:
     assert process.returncode == 130, rest
     assert rest.rstrip().endswith("stopped at once; `--resume` goes on from the newest checkpoint")
     assert_nothing_left(process.pid, before, 10)
+
+
+def test_sigterm_saves_the_step_under_way_within_the_grace_time(tmp_path: Path, tiny: Path) -> None:
+    place = config(tmp_path, tiny, "ended")
+    options = ("run.checkpoint_every=0", f"run.grace_seconds={GRACE_S}", "run.steps=500")
+    status, output = signalled(place, "step 2/", signal.SIGTERM, *options, within_s=GRACE_S)
+    assert status == 0
+    assert output.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
+    run = tmp_path / "ended" / "runs" / "ended"
+    found = newest_checkpoint(run)
+    assert found is not None and 2 <= found[0] == read_metrics(run)[-1]["step"] < 500

@@ -1,0 +1,36 @@
+"""Loading of DeepSpeed's checkpoint files as data: nothing that was put into them is called."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
+from deepspeed.runtime.fp16.loss_scaler import LossScaler
+from deepspeed.runtime.zero.config import ZeroStageEnum
+
+DEEPSPEEDS_OWN = [LossScaler, ZeroStageEnum]
+"""What stands in the files beside tensors, numbers, texts and containers; both hold numbers alone."""
+
+
+def safe_load(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
+    """What DeepSpeed saved in `path`.
+
+    Raises:
+        RuntimeError: the file names anything else that would have to be called, or is no such file.
+    """
+    try:
+        with torch.serialization.safe_globals(DEEPSPEEDS_OWN):
+            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+    except pickle.UnpicklingError as error:
+        reason = " ".join(str(error).split())[:300]
+        raise RuntimeError(f"{path}: holds something that DeepSpeed does not write: {reason}") from None
+
+
+class SafeCheckpointEngine(TorchCheckpointEngine):
+    """DeepSpeed's own, but for the loading."""
+
+    def load(self, path: str, map_location: Any = None) -> Any:
+        return safe_load(path, map_location)

@@ -1,0 +1,136 @@
+"""An asynchronous run that is killed and goes on with other numbers of ranks and rollout actors, until Ctrl-C."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_cli import batch_rows, killed, signalled
+from helpers_toy import toy_config
+from slow_checkpoints import FILE, MORE_GROUPS
+
+from cluster.checkpoints import newest_checkpoint
+from uniapl.config import load_config
+from uniapl.data.sources import open_sources
+from uniapl.runlog import read_metrics
+
+pytestmark = pytest.mark.timeout(1200)  # the fixture is two whole runs
+STALENESS, EVERY, GROUPS, DEMONSTRATIONS = 2, 3, 8, 4
+ROWS, EXPERTS = 64, 32
+"""In the toy shards: all, and those with an expert's response."""
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Any]:
+    """The run's folder, and what was seen of each of its two lives."""
+    folder = tmp_path_factory.mktemp("resume-async")
+    config = toy_config(
+        folder,
+        tiny,
+        run={"name": "toy", "steps": 200, "checkpoint_every": EVERY},
+        rollout={"actors": 1, "groups_in_flight": 2},
+        queue={"groups_per_step": GROUPS, "demonstrations_per_step": DEMONSTRATIONS, "max_staleness": STALENESS},
+        objective={"adversarial": {"weight": 0.1, "discriminator": "embedding"}},
+        learner={"ranks": 2},
+        evaluation={"prompts": 0},
+    )
+    run = folder / "runs" / "toy"
+    killed(config, "broadcast:7:0.005", program="slow_checkpoints.py")
+    kept = sorted(path.name for path in (run / "checkpoints").iterdir())
+    first = {"kept": kept, "steps": len(read_metrics(run)), "queue": queue_of(run / "checkpoints" / kept[-1])}
+    others = ("learner.ranks=1", "rollout.actors=2", "--resume")
+    status, output = signalled(config, "step 14/", signal.SIGINT, *others)
+    return {"run": run, "config": config, "first": first, "status": status, "output": output}
+
+
+def queue_of(checkpoint: Path) -> dict[str, Any]:
+    return json.loads((checkpoint / "queue.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def last(seen: dict[str, Any]) -> tuple[int, dict[str, Any], list[list[dict[str, Any]]]]:
+    """Of the newest checkpoint: its step, its queue, and the rows of the batches up to it."""
+    found = newest_checkpoint(seen["run"])
+    assert found is not None
+    return found[0], queue_of(found[1]), batch_rows(seen["run"])[: found[0]]
+
+
+def groups(batch: list[dict[str, Any]]) -> dict[int, str]:
+    """The prompt of every group of a batch, by lease."""
+    return {row["lease_id"]: row["prompt_id"] for row in batch if row["kind"] == "sample"}
+
+
+def shown(batch: list[dict[str, Any]]) -> list[str]:
+    return [row["prompt_id"] for row in batch if row["kind"] == "demonstration"]
+
+
+def test_a_kill_in_a_broadcast_leaves_the_checkpoints_before(seen: dict[str, Any]) -> None:
+    assert (seen["first"]["kept"], seen["first"]["steps"]) == (["step-00003", "step-00006"], 6)
+    assert seen["first"]["queue"]["ready"], "groups that the next life is to use"
+
+
+def test_the_steps_of_both_lives_are_one_sequence(seen: dict[str, Any], last: Any) -> None:
+    assert last[0] >= 12
+    assert [m["step"] for m in read_metrics(seen["run"])][: last[0]] == list(range(1, last[0] + 1))
+    assert [row["step"] for batch in last[2] for row in batch[:1]] == list(range(last[0]))
+
+
+def test_no_group_is_lost_or_consumed_twice(seen: dict[str, Any], last: Any) -> None:
+    """Every prompt that was drawn was consumed, stands ready or waits, each as often as it was drawn."""
+    _, queue, batches = last
+    leases = [lease for batch in batches for lease in groups(batch)]
+    assert len(leases) == len(set(leases)) == last[0] * GROUPS
+    assert len([row for batch in batches for row in batch if row["kind"] == "sample"]) == 4 * len(leases)
+    assert not {"dropped_unscored", "dropped_straggler"} & {key for key, count in queue["counts"].items() if count}
+    consumed = [prompt for batch in batches for prompt in groups(batch).values()]
+    kept = [entry["task"]["prompt"]["id"] for entry in queue["ready"]]
+    kept += [task["prompt"]["id"] for task in queue["waiting"]]
+    prompts, _ = open_sources(load_config(seen["config"]))
+    assert prompts is not None
+    drawn = [prompts.next().id for _ in range(queue["next_sequence"])]
+    assert Counter(consumed + kept) == Counter(drawn)
+    assert len(drawn) > ROWS, "more than one epoch"
+
+
+def test_groups_that_stood_ready_in_the_checkpoint_are_consumed(seen: dict[str, Any], last: Any) -> None:
+    ready = {entry["lease_id"] for entry in seen["first"]["queue"]["ready"]}
+    assert ready & groups(last[2][6]).keys()
+
+
+def test_no_demonstration_is_skipped_or_repeated(seen: dict[str, Any], last: Any) -> None:
+    ids = [name for batch in last[2] for name in shown(batch)]
+    _, demonstrations = open_sources(load_config(seen["config"]))
+    assert demonstrations is not None
+    assert ids == [demonstrations.next().id for _ in range(last[0] * DEMONSTRATIONS)]
+    assert len(set(ids[:EXPERTS])) == EXPERTS < len(ids)
+
+
+def test_staleness_is_bounded_from_the_first_step_after_the_resume_on(seen: dict[str, Any], last: Any) -> None:
+    samples = [row for batch in last[2] for row in batch if row["kind"] == "sample"]
+    ages = [(row["step"], row["step"] - span["version"]) for row in samples for span in row["versions"]]
+    assert {age for _, age in ages} <= set(range(STALENESS + 1))
+    assert max(age for step, age in ages if step < 6) > 0 < max(age for step, age in ages if step >= 6)
+    assert {m["staleness/max"] for m in read_metrics(seen["run"])} <= {0.0, 1.0, 2.0}
+
+
+def test_the_second_life_had_another_number_of_actors(last: Any) -> None:
+    actors = [{row["actor"] for row in batch if row["kind"] == "sample"} for batch in last[2]]
+    assert set().union(*actors[:6]) == {"rollout-0"}
+    assert set().union(*actors[6:]) == {"rollout-0", "rollout-1"}
+
+
+def test_groups_are_made_while_a_checkpoint_is_written(seen: dict[str, Any]) -> None:
+    """One of the two suffices: in the other the engine may have made all that may be ahead before it began."""
+    lines = [[int(number) for number in line.split()] for line in (seen["run"] / FILE).read_text().splitlines()]
+    assert [step for step, _, _ in lines] == [3, 6]
+    assert max(after - before for _, before, after in lines) >= MORE_GROUPS
+
+
+def test_ctrl_c_ends_the_run_with_a_folder_that_can_be_read(seen: dict[str, Any]) -> None:
+    assert seen["status"] == 130
+    assert seen["output"].rstrip().endswith("stopped by Ctrl-C; `--resume` goes on from the newest checkpoint")
+    assert "<svg" in (seen["run"] / "report.html").read_text()
