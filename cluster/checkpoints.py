@@ -141,7 +141,8 @@ def full_disk_told(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if getattr(error, "cause", error).errno != errno.ENOSPC:  # Ray hands on an actor's error with it as the cause
+        cause = getattr(error, "cause", error)  # Ray hands on an actor's error with it as the cause
+        if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise RunError(f"no space left on the disk: {free_space(folder)}; {kept(folder)}") from None
 

@@ -6,9 +6,7 @@ real ones.
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -92,8 +90,6 @@ def test_no_answer_in_time_and_no_room_are_one_line(parts: Any, tmp_path: Path) 
     no_checkpoint = "; there is no checkpoint to go on from"
     late = told(queue, [alive], tmp_path, raises(TimeoutError("no batch within 5 s (cluster.step_timeout_s)")))
     assert late == f"TimeoutError: no batch within 5 s (cluster.step_timeout_s){no_checkpoint}"
-    full = told(queue, [alive], tmp_path, raises(OSError(errno.ENOSPC, "No space left on device")))
-    assert re.fullmatch(rf"the disk is full: [\d.]+ MiB free in {re.escape(str(tmp_path))}{no_checkpoint}", full)
     store = told(queue, [alive], tmp_path, raises(ObjectStoreFullError("no room for 8 MiB")))
     assert store.startswith("Ray's object store is full (cluster.object_store_gib), and so is the disk below it: ")
 
