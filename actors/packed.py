@@ -43,12 +43,13 @@ class PackedGroup:
             equal_rewards=has_equal_rewards(group),
             generate_s=group.generate_s,
             score_s=group.score_s,
-            data=pickle.dumps(group, protocol=5),
+            data=to_wire(group),
         )
 
     def group(self) -> Group:
         """The group itself."""
-        return pickle.loads(self.data)  # noqa: S301 (packed by this run's own actor, which sends pickles anyway)
+        group: Group = from_wire(self.data)
+        return group
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ def to_wire(value: Any) -> bytes:
 
 def from_wire(data: bytes) -> Any:
     """The inverse of `to_wire`."""
-    return pickle.loads(data)  # noqa: S301 (as above)
+    return pickle.loads(data)  # noqa: S301 (packed by this run's own actor, which sends pickles anyway)
 
 
 def has_equal_rewards(group: Group) -> bool:
