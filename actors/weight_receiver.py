@@ -20,6 +20,7 @@ from vllm.distributed.weight_transfer.base import (
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
 from actors.lifeline import end_with_parent
+from uniapl.memory import Memory
 from uniapl.transfer import Deadline, Layout, TransferError, TransferInterruptedError, join_group, receive
 
 BACKEND = "gloo"
@@ -60,12 +61,15 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
     digest: str = ""
     """Of all buckets of the last update, to be compared with the sender's."""
 
+    memory: Memory
+    """What buckets are received in."""
+
     interruption: str = ""
     """Why the last call ended early through no fault of this engine; else empty."""
 
     def init_transfer_engine(self, init_info: GlooInitInfo) -> None:
         i = init_info
-        self.group, self.interruption = None, ""
+        self.group, self.interruption, self.memory = None, "", Memory()
         rank = i.rank_offset + self.parallel_config.rank
         try:
             deadline = Deadline.after(i.timeout_s)
@@ -94,7 +98,8 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         u, digest = update_info, xxhash.xxh3_64()
         self.interruption = ""
         try:
-            self.model.load_weights(receive(self.group, u.layout(), Deadline.after(u.timeout_s), digest))
+            coming = receive(self.group, u.layout(), Deadline.after(u.timeout_s), digest, self.memory)
+            self.model.load_weights(coming)
         except BaseException as error:
             # Closing the connections lets the learner and the other engines go, which may wait for this one.
             self.group = None

@@ -24,6 +24,7 @@ import torch
 import xxhash
 
 from uniapl import transfer
+from uniapl.memory import Memory
 
 HOST = "127.0.0.1"
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
@@ -61,11 +62,11 @@ def receiver(port: int, rank: int, world_size: int, layout: transfer.Layout, rou
     deadline = transfer.Deadline.after(DEADLINE_S)
     group = transfer.join_group(HOST, port, rank, world_size, deadline)
     buffers = [torch.zeros(size, dtype=torch.uint8) for size in bucket_sizes(layout)]
-    done = torch.zeros(1, dtype=torch.uint8)
+    done, memory = torch.zeros(1, dtype=torch.uint8), Memory()
     for _ in range(rounds):
         bare(group, buffers)
         group.allreduce([done]).wait()
-        for _name, _tensor in transfer.receive(group, layout, deadline, xxhash.xxh3_64()):
+        for _name, _tensor in transfer.receive(group, layout, deadline, xxhash.xxh3_64(), memory):
             pass
         group.allreduce([done]).wait()
 
@@ -83,12 +84,12 @@ def measure(layout: transfer.Layout, receivers: int, rounds: int) -> dict[str, A
     tensors = [torch.rand(shape).to(dtype) for shape, dtype in zip(layout.shapes, layout.dtypes, strict=True)]
     layers = [tensors[a:b] for a, b in pairwise(layout.bounds)]
     buffers = [torch.zeros(size, dtype=torch.uint8) for size in bucket_sizes(layout)]
-    done = torch.zeros(1, dtype=torch.uint8)
+    done, memory = torch.zeros(1, dtype=torch.uint8), Memory()
     times: dict[str, list[float]] = {"bare": [], "ours": []}
     for _ in range(rounds):
         for way, run in (
             ("bare", lambda: bare(group, buffers)),
-            ("ours", lambda: transfer.send(group, layers, deadline, xxhash.xxh3_64(), Event())),
+            ("ours", lambda: transfer.send(group, layers, deadline, xxhash.xxh3_64(), Event(), memory)),
         ):
             began = time.perf_counter()
             run()

@@ -1,6 +1,6 @@
 """Groups per second through the real queue actor, and what a group costs it, by number of rollout actors.
 
-    python benchmarks/queue_scale.py [--actors 10 100 1000] [--rate 2500] [--seconds 20] [--tokens 64]
+    python benchmarks/queue_scale.py [--actors 10 100 1000] [--rate 4000] [--seconds 20] [--tokens 64]
 
 The rollout actors are simulated: coroutines that sleep where an engine would sample, in a few processes.
 A thousand engines need a thousand machines; what is measured here is the queue, and that is the real one,
@@ -198,7 +198,7 @@ def percentiles(waits: list[float]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--actors", type=int, nargs="+", default=[10, 100, 1000])
-    parser.add_argument("--rate", type=float, default=2500.0, help="groups per second of all actors; 0: no limit")
+    parser.add_argument("--rate", type=float, default=4000.0, help="groups per second of all actors; 0: no limit")
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--tokens", type=int, default=64, help="of each prompt and response")
     a = parser.parse_args()

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from learner.engine_client import EngineClient
 from learner.weight_source import ZeroSource
+from uniapl.memory import Memory
 from uniapl.transfer import (
     Deadline,
     TransferError,
@@ -44,6 +45,7 @@ class GlooSender:
         self._source, self._client, self._timeout_s = source, client, timeout_s
         self._group: dist.ProcessGroupGloo | None = None
         self._store: dist.TCPStore | None = None
+        self._memory = Memory()
         self._join(address)
 
     def _join(self, address: str) -> None:
@@ -103,7 +105,8 @@ class GlooSender:
         """
         digest = xxhash.xxh3_64()
         try:
-            self._client.sent_bytes = send(group, self._gathered(), Deadline.after(self._timeout_s), digest, lost)
+            deadline = Deadline.after(self._timeout_s)
+            self._client.sent_bytes = send(group, self._gathered(), deadline, digest, lost, self._memory)
         except TransferInterruptedError:
             return False
         self._client.digest = digest.hexdigest()

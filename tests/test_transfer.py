@@ -13,9 +13,9 @@ import pytest
 import torch
 import xxhash
 
-from uniapl.pieces import PIECE_BYTES
 from uniapl.transfer import (
     CHECKSUM_BYTES,
+    PIECE_BYTES,
     PIECES,
     Deadline,
     Layout,

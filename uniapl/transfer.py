@@ -1,8 +1,8 @@
 """The wire of a CPU weight broadcast: a gloo group and checksummed buckets, the same on both sides.
 
-A bucket is one layer's tensors as bytes, in pieces, followed by the 8 bytes of their xxh3 checksum. Every wait ends
-by a deadline. Who closes its group or its store lets all that wait for it go at once, with an error; who does not,
-holds them to their deadlines.
+A bucket is one layer's tensors as bytes, in pieces, the last of which ends with the 8 bytes of their xxh3 checksum.
+Every wait ends by a deadline. Who closes its group or its store lets all that wait for it go at once, with an error;
+who does not, holds them to their deadlines.
 """
 
 from __future__ import annotations
@@ -10,10 +10,10 @@ from __future__ import annotations
 import socket
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import timedelta
-from itertools import pairwise
+from itertools import islice, pairwise
 from threading import Event
 
 import torch
@@ -21,13 +21,15 @@ import torch.distributed as dist
 import xxhash
 from torch import Tensor
 
-from uniapl.pieces import Memory, Part, cut, length
+from uniapl.memory import Memory
 
 CHECKSUM_BYTES = 8
 BACKLOG = 1024
 """Members whose connections a store may still have to take: they all come at once."""
-PIECES = 8
-"""Of a sender, at most, on the wire or about to be: 32 MiB."""
+PIECE_BYTES = 16 << 20
+"""A bucket of most models: large enough that a message's own cost, some 0.2 ms, does not count."""
+PIECES = 4
+"""Of a sender, at most, on the wire or about to be: 64 MiB."""
 SHORTEST_WAIT_S = 0.001
 """A wait of 0 would mean one without end to gloo."""
 
@@ -130,26 +132,29 @@ def _line(error: BaseException) -> str:
 class _Pipeline:
     """Pieces on the wire, a bounded number."""
 
-    def __init__(self, group: dist.ProcessGroupGloo, deadline: Deadline) -> None:
-        self._group, self._deadline = group, deadline
-        self._on_wire: deque[tuple[dist.Work, Tensor]] = deque()  # a tensor lives until it was sent
-        self.memory = Memory()
+    def __init__(self, group: dist.ProcessGroupGloo, deadline: Deadline, memory: Memory) -> None:
+        self._group, self._deadline, self._memory = group, deadline, memory
+        self._on_wire: deque[tuple[dist.Work, Tensor]] = deque()
         self.sent = 0
 
-    def send(self, piece: Tensor) -> None:
-        """Begin to send a piece; waits for the oldest one where there are enough."""
-        if len(self._on_wire) >= PIECES:
+    def buffer(self) -> Tensor:
+        """[PIECE_BYTES + CHECKSUM_BYTES] uint8, to be filled; waits for the oldest piece where there are enough."""
+        if len(self._on_wire) >= PIECES - 1:
             self._finish_oldest()
+        return self._memory.take(PIECE_BYTES + CHECKSUM_BYTES)
+
+    def send(self, piece: Tensor) -> None:
+        """Begin to send what is in a buffer, or in a part of it."""
         self._on_wire.append((broadcast(self._group, piece, self._deadline), piece))
         self.sent += piece.numel()
-
-    def _finish_oldest(self) -> None:
-        work, _piece = self._on_wire.popleft()
-        finish(work)
 
     def finish(self) -> None:
         while self._on_wire:
             self._finish_oldest()
+
+    def _finish_oldest(self) -> None:
+        work, _piece = self._on_wire.popleft()
+        finish(work)
 
 
 def send(
@@ -158,18 +163,20 @@ def send(
     deadline: Deadline,
     digest: xxhash.xxh3_64,
     stop: Event,
+    memory: Memory | None = None,
 ) -> int:
     """Broadcast every layer from rank 0 as one bucket.
 
-    It goes in pieces (`uniapl.pieces`) from where its tensors lie; while the last of them are on the wire the next
-    layer is gathered.
+    It goes in pieces that stay in the processor's cache while they are copied, checksummed and sent; while the last
+    of them are on the wire the next layer is gathered.
 
     Args:
         group: of sender and receivers.
-        layers: their tensors, none of which changes before all is sent.
+        layers: their tensors, each layer's held until the next one is asked for.
         deadline: of all.
         digest: of all buckets.
         stop: set to end it between two layers.
+        memory: for pieces, PIECES of which stay in it; of its own by default.
 
     Returns:
         bytes sent.
@@ -177,7 +184,7 @@ def send(
     Raises:
         TransferInterruptedError: stopped, or a receiver is gone, or the deadline is over.
     """
-    pipeline = _Pipeline(group, deadline)
+    pipeline = _Pipeline(group, deadline, memory or Memory())
     for tensors in layers:
         if stop.is_set():
             raise TransferInterruptedError("stopped")
@@ -188,19 +195,34 @@ def send(
 
 def _send_bucket(pipeline: _Pipeline, tensors: list[Tensor], digest: xxhash.xxh3_64) -> None:
     checksum = xxhash.xxh3_64()
-    data = [tensor.detach().contiguous().view(-1).view(torch.uint8) for tensor in tensors]
-    for parts in cut([part.numel() for part in data]):
-        piece = _joined(parts, data, pipeline.memory)
-        checksum.update(piece.numpy())
-        pipeline.send(piece)
+    sizes = piece_sizes(sum(tensor.nbytes for tensor in tensors))
+    for number, (piece, length) in enumerate(zip(_pieces(tensors, pipeline.buffer), sizes, strict=True), 1):
+        checksum.update(piece[:length].numpy())
+        if number == len(sizes):
+            piece[length : length + CHECKSUM_BYTES] = torch.frombuffer(bytearray(checksum.digest()), dtype=torch.uint8)
+            length += CHECKSUM_BYTES
+        pipeline.send(piece[:length])
     digest.update(checksum.digest())
-    pipeline.send(torch.frombuffer(bytearray(checksum.digest()), dtype=torch.uint8))
 
 
-def _joined(parts: list[Part], data: list[Tensor], memory: Memory) -> Tensor:
-    """The bytes of a piece: those of one tensor where they lie, several tensors' in memory of their own."""
-    found = [data[part.tensor][part.start : part.end] for part in parts]
-    return found[0] if len(found) == 1 else torch.cat(found, out=memory.take(length(parts)))
+def piece_sizes(size: int) -> list[int]:
+    """Bytes of the pieces of a bucket of `size` bytes, without the checksum behind the last one."""
+    return [*[PIECE_BYTES] * (size // PIECE_BYTES), size % PIECE_BYTES]
+
+
+def _pieces(tensors: list[Tensor], buffer: Callable[[], Tensor]) -> Iterator[Tensor]:
+    """Buffers with the bytes of `tensors` one after the other: PIECE_BYTES in each, and less in the last one."""
+    piece, filled = buffer(), 0
+    for tensor in tensors:
+        data, at = tensor.detach().contiguous().view(-1).view(torch.uint8), 0
+        while at < data.numel():
+            length = min(PIECE_BYTES - filled, data.numel() - at)
+            piece[filled : filled + length].copy_(data[at : at + length])
+            filled, at = filled + length, at + length
+            if filled == PIECE_BYTES:
+                yield piece
+                piece, filled = buffer(), 0
+    yield piece
 
 
 @dataclass(frozen=True)
@@ -220,23 +242,28 @@ class Layout:
 
 
 def receive(
-    group: dist.ProcessGroupGloo, layout: Layout, deadline: Deadline, digest: xxhash.xxh3_64
+    group: dist.ProcessGroupGloo,
+    layout: Layout,
+    deadline: Deadline,
+    digest: xxhash.xxh3_64,
+    memory: Memory | None = None,
 ) -> Iterator[tuple[str, Tensor]]:
-    """Receive all buckets, each while the tensors of the one before are used.
+    """Receive all buckets, two of them on the wire while the tensors of the one before are used.
 
-    Memory for three buckets suffices where tensors are not kept; those that are keep theirs.
+    Four buckets at most stay in `memory`, which is its own by default, where tensors are not kept; those that are
+    keep theirs.
 
     Raises:
         TransferInterruptedError: the sender or another engine is gone, or the deadline is over.
         TransferError: bytes do not match their checksum.
     """
-    buckets, memory = list(pairwise(layout.bounds)), Memory()
-    coming = _Coming(group, layout, buckets[0], deadline, memory)
-    for number in range(len(buckets)):
-        bucket = coming
+    memory = memory or Memory()
+    ahead = (_Coming(group, layout, bounds, deadline, memory) for bounds in pairwise(layout.bounds))
+    coming = deque(islice(ahead, 2))
+    while coming:
+        bucket = coming.popleft()
         digest.update(bucket.arrive())
-        if number + 1 < len(buckets):
-            coming = _Coming(group, layout, buckets[number + 1], deadline, memory)
+        coming.extend(islice(ahead, 1))
         yield from bucket.unpack()
 
 
@@ -253,18 +280,20 @@ class _Coming:
     ) -> None:
         self._layout, self._bounds = layout, slice(*bounds)
         self._sizes = layout.sizes(*bounds)
-        self._data = memory.take(sum(self._sizes))
-        self._trailer = torch.empty(CHECKSUM_BYTES, dtype=torch.uint8)
-        pieces = [*self._data.split([length(piece) for piece in cut(self._sizes)]), self._trailer]
-        self._on_wire = [(piece, broadcast(group, piece, deadline)) for piece in pieces]
+        lengths = piece_sizes(sum(self._sizes))
+        whole = memory.take(sum(lengths) + CHECKSUM_BYTES)
+        self._data, self._trailer = whole[:-CHECKSUM_BYTES], whole[-CHECKSUM_BYTES:]
+        pieces = whole.split([*lengths[:-1], lengths[-1] + CHECKSUM_BYTES])
+        on_wire = [broadcast(group, piece, deadline) for piece in pieces]
+        self._on_wire = list(zip(on_wire, self._data.split(lengths), strict=True))
 
     def arrive(self) -> bytes:
         """Wait for all of it; returns its checksum."""
         checksum = xxhash.xxh3_64()
-        for piece, work in self._on_wire:
+        for work, piece in self._on_wire:
             finish(work)
-            if piece is not self._trailer:
-                checksum.update(piece.numpy())
+            checksum.update(piece.numpy())
+        self._on_wire.clear()
         if checksum.digest() != self._trailer.numpy().tobytes():
             names = self._layout.names[self._bounds]
             raise TransferError(f"checksum of the bucket {names[0]} ... {names[-1]} does not match")
