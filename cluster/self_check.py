@@ -77,7 +77,8 @@ def compare_after_training(system: System) -> str:
         return ""
     most, low = max(found.values()), _lowest_dtype(system)
     verdict = "agree" if most <= KL_BOUND[low] else f"DIFFER (more than {KL_BOUND[low]:g} in {low})"
-    return f"after the last broadcast {len(found)} engines and the learner {verdict}: KL {most:.1e} per token"
+    engines = f"{len(found)} engine{'s' if len(found) > 1 else ''}"
+    return f"after the last broadcast {engines} and the learner {verdict}: KL {most:.1e} per token"
 
 
 def _lowest_dtype(system: System) -> str:

@@ -227,7 +227,7 @@ class World:
         import torch
         from transformers import AutoModelForCausalLM
 
-        line = r"after the last broadcast [12] engines and the learner agree: KL (\S+) per token"
+        line = r"after the last broadcast [12] engines? and the learner agree: KL (\S+) per token"
         compared = re.search(line, self.output)
         assert compared and abs(float(compared[1])) < 1e-9, self.output[-2000:]
         encoder = ChatEncoder.from_folder(self.run / "model")
