@@ -70,15 +70,19 @@ def compare_after_training(system: System) -> str:
     Engines may be generating. A difference does not stop a run that has all its steps behind it.
 
     Returns:
-        a line for the user; empty where there is no engine.
+        a line for the user, which names those that gave no answer; empty where there is no engine.
     """
-    found = _divergences(system)
-    if not found:
+    engines = list(system.engines)
+    if not engines:
         return ""
+    found = _divergences(system)
+    silent = "".join(f"; {name} gave no answer" for name in engines if name not in found)
+    if not found:
+        return f"after the last broadcast no engine could be compared with the learner{silent}"
     most, low = max(found.values()), _lowest_dtype(system)
     verdict = "agree" if most <= KL_BOUND[low] else f"DIFFER (more than {KL_BOUND[low]:g} in {low})"
-    engines = f"{len(found)} engine{'s' if len(found) > 1 else ''}"
-    return f"after the last broadcast {engines} and the learner {verdict}: KL {most:.1e} per token"
+    count = f"{len(found)} engine{'s' if len(found) > 1 else ''}"
+    return f"after the last broadcast {count} and the learner {verdict}: KL {most:.1e} per token{silent}"
 
 
 def _lowest_dtype(system: System) -> str:
@@ -87,7 +91,7 @@ def _lowest_dtype(system: System) -> str:
 
 
 def _divergences(system: System) -> dict[str, float]:
-    """By engine; one that fails here is left out, and found to be lost at the next broadcast."""
+    """By engine; one that fails here is left out. It is named after training, and lost at a next broadcast."""
     calls = {
         name: engine.generate.remote(_prompt(), SAMPLES, 1.0, TOKENS, seed=1) for name, engine in system.engines.items()
     }

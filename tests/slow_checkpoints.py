@@ -1,5 +1,7 @@
 """`killed_train.py` with checkpoints that take their time: each lasts until the queue has got more groups, or 30 s.
 
+The tiny model's own are over before a group can be made, and would say nothing; all that is saved is saved for real.
+
 What the queue had got when the checkpoint began and before it ended goes into the run's folder, one line each.
 """
 

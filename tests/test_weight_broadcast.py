@@ -173,7 +173,7 @@ class TestSelfCheck:
 
 
 def test_an_engine_killed_while_it_receives_is_cut_off_and_the_other_gets_the_weights(
-    ray_session: Any, system: Any
+    ray_session: Any, system: Any, tiny: Path
 ) -> None:
     """Last of this module: one engine of two is lost."""
     learner, engines = system
@@ -191,6 +191,9 @@ def test_an_engine_killed_while_it_receives_is_cut_off_and_the_other_gets_the_we
     assert {span.version for sample in after for span in sample.versions} == {20}
     ray_session.kill(engines[1])
     assert learner.connect(engines[:1]).lost == {}
+    told = compare_after_training(Pieces(config_for(tiny), learner, engines))
+    assert told.startswith("after the last broadcast 1 engine and the learner agree: KL ")
+    assert told.endswith("; rollout-1 gave no answer")
     assert learner.broadcast(21).lost == {}
     assert disagreement(learner, greedy(ray_session, engines[0])) <= 1e-4
 
