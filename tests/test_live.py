@@ -159,7 +159,8 @@ with LiveTable(5) as live:
     live.phase("starting engine")
     live.step(1, {"reward/mean": 0.5, "time/step": 1.0})
     live.note("ready")
-    time.sleep(60)
+    while True:  # one long sleep would not notice a signal that comes just before it begins
+        time.sleep(0.05)
 """
 
 
