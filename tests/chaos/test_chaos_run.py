@@ -30,6 +30,8 @@ PAUSE_S = (2.0, 8.0)
 """Between two faults."""
 FATAL_EVERY = max(10, STEPS // 4)
 """Steps: at most one fault that ends the run in so many, since every new life starts engines for a minute."""
+GONE_S = 120.0
+"""Within which nothing may be left of a life that ended."""
 LOSSES = 100
 """Of one rollout actor: more than there can be."""
 
@@ -92,7 +94,9 @@ def end(place: World, name: str) -> None:
     place.ends.append((status, last))
     if name != "driver killed":
         assert (status, "--resume goes on from" in last) == (2, True), place.output[-4000:]
+    deadline = time.monotonic() + GONE_S
     while place.processes(RANK) or place.processes(ENGINE):  # after a SIGKILL the cluster ends them
+        assert time.monotonic() < deadline, "a life's processes outlive it"
         time.sleep(0.2)
     place.begin("--resume")
 
