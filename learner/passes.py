@@ -20,13 +20,18 @@ MicroBatch = list[list[Block]]
 """The packed rows of one forward and backward pass."""
 
 
-def plan_micro_batches(sequences: list[TrainingSequence], config: LearnerConfig, device: str) -> list[MicroBatch]:
-    """Packed rows in micro-batches, as many on every rank: gathering a ZeRO-3 layer needs them all. At least one."""
+def packed_micro_batches(sequences: list[TrainingSequence], config: LearnerConfig) -> list[MicroBatch]:
+    """This rank's sequences in packed rows, rows of similar length in one micro-batch."""
     blocks = share_prompts(sequences, config.row_tokens, config.share_prompts)
     plan = pack_balanced([block_tokens(block) for block in blocks], config.row_tokens)
     rows = sorted(([blocks[i] for i in row] for row in plan), key=lambda row: -sum(map(block_tokens, row)))
     size = config.micro_batch_rows
-    batches = [rows[i : i + size] for i in range(0, len(rows), size)]
+    return [rows[i : i + size] for i in range(0, len(rows), size)]
+
+
+def plan_micro_batches(sequences: list[TrainingSequence], config: LearnerConfig, device: str) -> list[MicroBatch]:
+    """Packed micro-batches, as many on every rank: gathering a ZeRO-3 layer needs them all. At least one."""
+    batches = packed_micro_batches(sequences, config)
     number = torch.tensor([max(1, len(batches))], device=device)
     dist.all_reduce(number, op=dist.ReduceOp.MAX)
     return batches + [[] for _ in range(int(number.item()) - len(batches))]
@@ -96,7 +101,7 @@ class Passes:
             # ZeRO averages gradients over ranks; the counts already span all of them.
             self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
             if tally is not None:
-                tally.add(result.sums | {"loss/total": result.loss.item()} | _sizes(micro_batch, rows))
+                tally.add(result.sums | {"loss/total": result.loss.item()} | row_sizes(micro_batch, rows))
                 tally.log_ratios.append(result.log_ratio.cpu())
                 tally.bad += _not_finite(micro_batch, rows, result.token_loss)
                 if reference is not None:
@@ -118,7 +123,8 @@ def sequences_of(micro_batch: MicroBatch) -> list[TrainingSequence]:
     return [s for row in micro_batch for block in row for s in block]
 
 
-def _sizes(micro_batch: MicroBatch, rows: Rows) -> dict[str, float]:
+def row_sizes(micro_batch: MicroBatch, rows: Rows) -> dict[str, float]:
+    """Tokens that the rows have room for, padding included, and those of the sequences in them."""
     return {
         "tokens/rows": float(rows.input_ids.numel()),
         "tokens/computed": float(sum(block_tokens(block) for row in micro_batch for block in row)),
