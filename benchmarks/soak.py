@@ -28,7 +28,7 @@ GROUPS_PER_STEP = 32
 
 
 def one_step(queue: Any, hosts: list[Any], step: int, file: Path) -> dict[str, float]:
-    """What `cluster.driver.one_step` does with a batch, less the training."""
+    """What `cluster.step.one_step` does with a batch, less the training."""
     taken = ray.get(queue.next_batch.remote(60.0))
     batch = MixedBatch(step, [packed.group() for packed in taken.groups], taken.demonstrations)
     metrics = batch_metrics(batch)

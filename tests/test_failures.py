@@ -73,7 +73,7 @@ def test_a_dead_rank_is_named_though_another_failed_first(parts: Any, tmp_path: 
         ray.get(alive.fail.remote())
 
     line = told(queue, [alive, dying], tmp_path, do)
-    assert line == "learner rank 1 died, and the run cannot go on without; --resume goes on from step-00004"
+    assert line == "learner rank 1 died; --resume goes on from step-00004"
 
 
 def test_an_error_of_the_code_stays_what_it_is(parts: Any, tmp_path: Path) -> None:

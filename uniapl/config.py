@@ -45,6 +45,7 @@ class RunConfig(Section):
     checkpoint_every: NonNegative = Field(10, description="optimizer steps; 0: only at the end")
     keep_last: Positive = 2
     keep_every: NonNegative = Field(0, description="checkpoints of steps that are multiples stay for ever; 0: none")
+    max_restarts: NonNegative = Field(3, description="of the whole system after the queue or a learner rank died")
     grace_seconds: Seconds = Field(60.0, description="from SIGTERM to the end, with a checkpoint of the step under way")
 
 

@@ -31,6 +31,8 @@ class RunLog:
         self._tensorboard = tensorboard
         self._writer: Any = None
         self._last_step: int | None = None
+        self.logged = 0
+        """Steps, since it was opened."""
         self._rewrite(read_metrics(self._run_dir))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -46,6 +48,7 @@ class RunLog:
         self._file.write(json.dumps(record, allow_nan=False) + "\n")
         self._file.flush()
         self._last_step = step
+        self.logged += 1
         if self._tensorboard:
             self._write_scalars(record)
 

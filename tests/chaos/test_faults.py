@@ -1,7 +1,8 @@
 """One asynchronous run of two rollout actors and two ranks, in three lives, with the faults of docs/reliability.md.
 
 All are real: kills, signals, a node that leaves, a Redis that ends, an object store without room. Those that a run
-survives come first, then two that end it with one line, after which `--resume` goes on.
+survives come first, then one after which it starts again by itself, and, since it may do so only once, one that ends
+it with one line, after which `--resume` goes on.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def lived(place: World, tiny: Path) -> World:
     place.config = toy_config(
         place.folder,
         tiny,
-        run={"name": "faults", "steps": MANY, "checkpoint_every": 4},
+        run={"name": "faults", "steps": MANY, "checkpoint_every": 4, "max_restarts": 1},
         rollout={"actors": 2, "min_actors": 1, "groups_in_flight": 4},
         reward={
             "functions": [{"name": "helpers_toy:many_e_faulty"}],
@@ -97,8 +98,6 @@ def first_life(place: World) -> None:
     place.fault("rollout actor killed", lambda: place.signal(ACTOR), "lost rollout-")
     place.until("engines 2", now + 1)
     place.fault("engine hung", lambda: place.signal(ENGINE, signal.SIGSTOP), "lost rollout-")
-    place.signal(QUEUE)
-    place.ends.append(place.ended())
 
 
 def restart(place: World) -> None:
@@ -111,9 +110,9 @@ def restart(place: World) -> None:
 
 
 def second_life(place: World) -> None:
-    now = len(place.lines)
-    place.begin(*METHOD, "--resume")
-    place.until("engines 2", now)
+    """Of the system, in the same process of the driver."""
+    place.fault("queue actor killed", lambda: place.signal(QUEUE), "the queue actor died; the run starts again")
+    place.until("engines 2", len(place.lines))
     place.fault("engine process killed", lambda: place.signal(ENGINE), "lost rollout-")
     place.signal(RANK)
     place.ends.append(place.ended())
@@ -135,12 +134,15 @@ def test_the_run_reached_its_last_step_and_every_loss_was_told(lived: World) -> 
     assert "Traceback" not in lived.output
 
 
-def test_a_dead_queue_or_rank_ends_the_run_with_one_line_that_says_how_to_go_on(lived: World) -> None:
-    queue, rank, last = lived.ends
-    resume = r" died, and the run cannot go on without; --resume goes on from step-\d{5}"
-    assert queue[0] == rank[0] == 2
-    assert re.fullmatch("the queue actor" + resume, queue[1])
-    assert re.fullmatch("learner rank [01]" + resume, rank[1])
+def test_after_the_death_of_the_queue_the_run_starts_again_as_often_as_it_may(lived: World) -> None:
+    line = "the queue actor died; the run starts again from its newest checkpoint (once more)"
+    assert lived.output.count(line) == lived.output.count("starts again") == 1
+
+
+def test_a_dead_rank_then_ends_it_with_one_line_that_says_how_to_go_on(lived: World) -> None:
+    rank, last = lived.ends
+    assert rank[0] == 2
+    assert re.fullmatch(r"learner rank [01] died; --resume goes on from step-\d{5}", rank[1])
     assert (last[0], last[1].startswith("report: ")) == (0, True)
 
 

@@ -1,0 +1,99 @@
+"""One step of the training loop: a mixed batch in, an optimizer step, weights back to the engines, and its metrics."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+from actors.packed import PackedBatch
+from cluster import run_folder
+from cluster.system import System
+from learner.nonfinite import NonFiniteError
+from uniapl.config import ObjectiveConfig
+from uniapl.metrics import batch_metrics, time_split
+from uniapl.objective.controllers import Controllers
+from uniapl.records import MixedBatch, put_expert_scores
+from uniapl.runlog import RunError
+
+
+def one_step(system: System, controllers: Controllers, folder: Path, step: int) -> dict[str, float]:
+    """Consume one mixed batch, step once, publish the new weights; returns the step's metrics.
+
+    Raises:
+        RunError: loss or gradient is not finite; the batch is in the folder's failed/ then.
+    """
+    began = time.monotonic()
+    taken = system.next_batch()
+    waited = time.monotonic() - began
+    if taken.step != step:
+        raise RuntimeError(f"the queue gave the batch of step {taken.step}, expected was {step}")
+    batch = MixedBatch(step, [packed.group() for packed in taken.groups], taken.demonstrations)
+
+    ready = time.monotonic()
+    weights = controllers.weights(step)
+    learned = _learn(system, folder, taken, batch, weights)
+    trained = time.monotonic()
+    sent = system.publish(step + 1)
+    published = time.monotonic()
+
+    metrics = batch_metrics(batch) | learned | sent | _weight_metrics(system.config.objective, weights)
+    controllers.update(step, metrics)
+    metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in taken.groups])
+    metrics |= {"time/train": trained - ready, "time/broadcast": published - trained}
+    metrics |= _queue_metrics(system.stats())
+    run_folder.save_batch(folder, batch)
+    metrics["time/step"] = time.monotonic() - began
+    # Ahead of the learner, engines generate all the time, and little of it is waited for.
+    generating = metrics["time/step" if system.config.queue.max_staleness else "time/generate"]
+    if generating > 0 and "tokens/generated" in metrics:
+        metrics["tokens/generated_per_s"] = metrics["tokens/generated"] / generating
+    spent = sum(metrics[f"time/{part}"] for part in ("generate", "score", "wait", "train", "broadcast"))
+    metrics["time/other"] = metrics["time/step"] - spent
+    return metrics
+
+
+def _learn(
+    system: System, folder: Path, taken: PackedBatch, batch: MixedBatch, weights: dict[str, float]
+) -> dict[str, float]:
+    """The learner's step; expert scores that were found in it stand in `batch` afterwards."""
+    tokens = [group.tokens for group in taken.groups]
+    try:
+        metrics, scores = system.learner.step(batch.step, batch.groups, tokens, batch.demonstrations, weights)
+    except NonFiniteError as error:
+        kept = run_folder.save_batch(folder, batch, "failed")
+        raise RunError(f"step {batch.step + 1}: {error}; the batch is in {kept}") from None
+    if scores:
+        put_expert_scores(batch.groups, scores)
+    return metrics
+
+
+def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, float]:
+    """Of the terms that count at some time."""
+    ever = [term for term, coefficient in objective.coefficients.items() if coefficient.ever_positive]
+    return {f"weight/{term}": weights[term] for term in ever}
+
+
+def _queue_metrics(stats: dict[str, Any]) -> dict[str, float]:
+    keys = (
+        "leased",
+        "committed",
+        "consumed",
+        "released",
+        "expired",
+        "ready",
+        "open",
+        "waiting",
+        "dropped_stale",
+        "stale_used",
+        "dropped_unscored",
+        "regenerated",
+        "resampled",
+        "kept_equal",
+        "aborted",
+        "stragglers_accepted",
+        "stragglers_reissued",
+        "dropped_straggler",
+        "dropped_lethal",
+    )
+    return {f"queue/{key}": float(stats[key]) for key in keys if key in stats}
