@@ -39,10 +39,15 @@ def start_queue(
     config: Config,
     prompts: Source[Prompt] | None = None,
     demonstrations: Source[Demonstration] | None = None,
+    options: dict[str, Any] | None = None,
 ) -> ray.actor.ActorHandle:
-    """A running `QueueActor`. Its sources are opened from `config.data` inside it where none is given."""
+    """A running `QueueActor`. Its sources are opened from `config.data` inside it where none is given.
+
+    Args:
+        options: further ones of Ray's, such as where it runs.
+    """
     remote = ray.remote(num_cpus=0, max_concurrency=MAX_CONCURRENCY, enable_task_events=False)(QueueActor)
-    return remote.remote(config, prompts, demonstrations)
+    return remote.options(**options or {}).remote(config, prompts, demonstrations)
 
 
 class QueueActor:

@@ -85,8 +85,12 @@ def _no_grpc_port() -> None:
     replica.add_port_to_grpc_server = lambda server, address: 0
 
 
-def start_reward_service(config: Config) -> DeploymentHandle:
+def start_reward_service(config: Config, resources: dict[str, float] | None = None) -> DeploymentHandle:
     """Start the service on the Ray cluster that this process is connected to, and wait for it.
+
+    Args:
+        config: of the run.
+        resources: custom ones of Ray's that each replica takes, so that it runs on nodes that have them.
 
     Raises:
         ConfigError: a reward, the discriminator or Redis that the configuration names is not there.
@@ -95,7 +99,7 @@ def start_reward_service(config: Config) -> DeploymentHandle:
     _require_parts(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the terminal belongs to the run's own table
     serve.start(proxy_location="Disabled", logging_config=_LOGGING)
-    application = _deployment(config).bind(config, [folder or os.getcwd() for folder in sys.path])
+    application = _deployment(config, resources or {}).bind(config, [folder or os.getcwd() for folder in sys.path])
     [handle] = serve.run_many(
         [serve.RunTarget(application, name=APPLICATION, route_prefix=None)], wait_for_applications_running=False
     )
@@ -126,7 +130,7 @@ def _discriminator(config: Config) -> Discriminator | None:
     return discriminator
 
 
-def _deployment(config: Config) -> Any:
+def _deployment(config: Config, resources: dict[str, float]) -> Any:
     reward = config.reward
     return serve.deployment(
         RewardReplica,
@@ -145,7 +149,11 @@ def _deployment(config: Config) -> Any:
         max_constructor_retry_count=START_ATTEMPTS,
         logging_config=_LOGGING,
         # Idle OpenMP threads sleep: spinning they would take the engine's cores.
-        ray_actor_options={"num_cpus": NUM_CPUS, "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}}},
+        ray_actor_options={
+            "num_cpus": NUM_CPUS,
+            "resources": resources,
+            "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
+        },
     )
 
 

@@ -16,6 +16,7 @@ from uniapl.config import Config
 from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS, STRAGGLER, Lease
 from uniapl.records import Group, Prompt, Sample, Score, VersionSpan
 from uniapl.rewards.types import ScoreRequest
+from uniapl.shared_paths import require_visible
 
 ALIVE_CHECK_S = 0.2
 WATCH_S = 2.0
@@ -53,7 +54,12 @@ class RolloutActor:
         """Groups under way that new weights must not end once more."""
 
     async def start(self) -> float:
-        """Load the engine; returns the seconds it took."""
+        """Load the engine; returns the seconds it took.
+
+        Raises:
+            RunError: this actor's node does not see the model.
+        """
+        require_visible({"model.path": self._config.model.path}, self._name)
         from vllm.v1.engine.async_llm import AsyncLLM
 
         began = time.monotonic()

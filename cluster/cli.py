@@ -65,6 +65,15 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
     train.set_defaults(run=_train)
 
+    job = commands.add_parser("submit", help="train as a job on a Ray cluster")
+    job.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file below the current folder")
+    job.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as run.folder=/shared/runs")
+    job.add_argument("-m", "--method", help="a file in CONFIG's methods/ folder, such as sft, or a path")
+    job.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
+    job.add_argument("--address", metavar="URL", help="of the cluster's dashboard, such as http://127.0.0.1:8265")
+    job.add_argument("--no-wait", action="store_true", help="come back at once; the job goes on")
+    job.set_defaults(run=_submit)
+
     report = commands.add_parser("report", help="write a run's report.html again")
     report.add_argument("folder", type=Path, metavar="RUN", help="such as runs/local")
     report.set_defaults(run=_report)
@@ -94,6 +103,13 @@ def _train(arguments: argparse.Namespace) -> None:
     with full_disk_told(config.run_dir):
         report = train(config, arguments.resume)
     print(f"report: {report}")
+
+
+def _submit(arguments: argparse.Namespace) -> int:
+    from cluster.submit import submit
+
+    a = arguments
+    return submit(a.config, a.overrides, a.method, a.resume, a.address, wait=not a.no_wait)
 
 
 def _report(arguments: argparse.Namespace) -> None:

@@ -10,6 +10,7 @@ from actors.reward_service import stop_reward_service
 from cluster import run_folder
 from cluster.evaluation import evaluate
 from cluster.failures import PartLostError, told_in_one_line
+from cluster.placement import Site
 from cluster.preflight import preflight
 from cluster.ray_session import ray_session
 from cluster.resume import checkpoint, restore
@@ -46,9 +47,9 @@ def train(config: Config, resume: bool = False) -> Path:
     try:
         with LiveTable(config.run.steps) as live:
             live.phase("starting Ray")
-            with Signals(config.run.grace_seconds) as signals, ray_session(config) as gpu:
+            with Signals(config.run.grace_seconds) as signals, ray_session(config) as site:
                 signals.arm()  # Ray took SIGTERM
-                _live_through(Run(config, gpu, folder, heldout, log, live, signals), resume)
+                _live_through(Run(config, site, folder, heldout, log, live, signals), resume)
                 live.phase("stopping")
     except BaseException:
         with suppress(OSError):  # such as a full disk, which is what the run ended with
@@ -64,7 +65,7 @@ class Run:
     """What stays the same in all lives of a run's system."""
 
     config: Config
-    gpu: bool
+    site: Site
     folder: Path
     heldout: list[Prompt]
     log: RunLog
@@ -95,7 +96,7 @@ def _one_life(run: Run, resume: bool) -> None:
         PartLostError: a part that is there once died, gave no answer in time, or found no room in Ray's store.
     """
     config, live, folder = run.config, run.live, run.folder
-    with System(config, run.gpu, live.note) as system, told_in_one_line(system, folder):
+    with System(config, run.site, live.note) as system, told_in_one_line(system, folder):
         live.phase("loading engines, learner and reward service")
         system.start()
         controllers = Controllers(config.objective)

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError, RayTaskError
 
 from actors.rollout import RolloutActor
-from cluster.placement import rollout_options, room
+from cluster.placement import Site, rollout_options, room
 from uniapl.config import Config
 from uniapl.runlog import RunError
 
@@ -43,16 +43,16 @@ class Fleet:
 
     Args:
         config: of the run.
-        gpu: whether engines run on GPUs.
+        site: how actors are placed.
         queue: which is told whom it has lost.
         note: called with a line for the user.
     """
 
-    def __init__(self, config: Config, gpu: bool, queue: Any, note: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, site: Site, queue: Any, note: Callable[[str], None]) -> None:
         r = config.rollout
         self._least, self._wanted, self._most = (r.least, r.actors, r.most) if config.needs_engine else (0, 0, 0)
         self._config = config
-        self._gpu = gpu
+        self._site = site
         self._queue = queue
         self._note = note
         self._reward: Any = None
@@ -193,7 +193,7 @@ class Fleet:
             self._launch(place)
         spare = [place for place in range(self._wanted, self._most) if self._may_start(place)]
         if spare and time.monotonic() - self._launched_at > SETTLE_S:
-            for place in spare[: room(self._config, self._gpu)]:
+            for place in spare[: room(self._config, self._site)]:
                 self._launch(place)
 
     def _may_start(self, place: int) -> bool:
@@ -201,8 +201,8 @@ class Fleet:
 
     def _launch(self, place: int) -> None:
         name = f"rollout-{place}"
-        actor = ray.remote(RolloutActor).options(**rollout_options(self._config, self._gpu))
-        handle = actor.remote(name, self._config, self._gpu)
+        actor = ray.remote(RolloutActor).options(**rollout_options(self._config, self._site))
+        handle = actor.remote(name, self._config, self._site.gpu)
         self._engines[place] = Engine(place, name, handle, handle.start.remote())
         self._starts[place] += 1
         self._launched_at = time.monotonic()

@@ -1,10 +1,13 @@
-"""What each piece asks of Ray: resources and the environment of its process."""
+"""Where each piece goes and what it asks of Ray: resources, nodes, and the environment of its process."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.placement_group import PlacementGroup, placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from actors import engine
 from learner import device
@@ -13,9 +16,27 @@ from uniapl.config import Config
 # Logical CPUs. On a machine that is too small for them they only count, nothing is pinned.
 ENGINE_CPUS = 1
 RANK_CPUS = 1
-QUEUE_CPUS = 0
 OTHER_CPUS = 2
 """For the reward replicas and Ray Serve's controller."""
+KINDS = ("learner", "rollout", "reward")
+"""Custom resources by which a cluster's node types say what they are for (cluster/aws.yaml); one unit for each part."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """What kind of cluster it is, as far as parts are placed by it.
+
+    Attributes:
+        gpu: whether engines and ranks compute on GPUs.
+        kinds: those of `KINDS` that nodes declare, or that an autoscaler could add.
+    """
+
+    gpu: bool = False
+    kinds: frozenset[str] = frozenset()
+
+    def mark(self, kind: str) -> dict[str, float]:
+        """The custom resource that leads a part to nodes of its kind, where there are any."""
+        return {kind: 1.0} if kind in self.kinds else {}
 
 
 def logical_cpus(config: Config) -> int:
@@ -24,24 +45,50 @@ def logical_cpus(config: Config) -> int:
     return engines + ranks + OTHER_CPUS + config.reward.max_replicas
 
 
-def rollout_options(config: Config, gpu: bool) -> dict[str, Any]:
-    """Ray options of one rollout actor."""
-    return {
-        "num_cpus": ENGINE_CPUS,
-        "num_gpus": config.rollout.tensor_parallel if gpu else 0,
+def engine_bundle(config: Config, site: Site) -> dict[str, float]:
+    """What one rollout actor takes, all of it on one node."""
+    gpus = {"GPU": float(config.rollout.tensor_parallel)} if site.gpu else {}
+    return {"CPU": float(ENGINE_CPUS), **gpus, **site.mark("rollout")}
+
+
+def rank_bundle(site: Site) -> dict[str, float]:
+    """What one learner rank takes."""
+    return {"CPU": float(RANK_CPUS), **({"GPU": 1.0} if site.gpu else {}), **site.mark("learner")}
+
+
+def rollout_options(config: Config, site: Site) -> dict[str, Any]:
+    """Ray options of one rollout actor; several are spread over the nodes."""
+    return _resources(engine_bundle(config, site)) | {
         "max_concurrency": config.rollout.groups_in_flight + 16,
-        "runtime_env": {"env_vars": engine.environment(config, gpu)},
+        "scheduling_strategy": "SPREAD",
+        "runtime_env": {"env_vars": engine.environment(config, site.gpu)},
     }
 
 
-def room(config: Config, gpu: bool) -> int:
+def room(config: Config, site: Site) -> int:
     """How many more rollout actors the cluster has the resources for, as far as Ray knows by now."""
     free = ray.available_resources()
-    fit = free.get("CPU", 0) // ENGINE_CPUS
-    return int(min(fit, free.get("GPU", 0) // config.rollout.tensor_parallel) if gpu else fit)
+    return int(min(free.get(name, 0.0) // amount for name, amount in engine_bundle(config, site).items()))
 
 
-def learner_options(gpu: bool) -> dict[str, Any]:
-    """Ray options of one learner rank."""
-    environment = {} if gpu else device.cpu_environment()
-    return {"num_cpus": RANK_CPUS, "num_gpus": 1 if gpu else 0, "runtime_env": {"env_vars": environment}}
+def learner_group(config: Config, site: Site) -> PlacementGroup:
+    """Room for all ranks at once, on as few nodes as possible: gathers between nodes are slow."""
+    return placement_group([rank_bundle(site)] * config.learner.ranks, strategy="PACK")
+
+
+def learner_options(site: Site, group: PlacementGroup | None = None) -> dict[str, Any]:
+    """Ray options of one learner rank, in its placement group where there is one."""
+    environment = {} if site.gpu else device.cpu_environment()
+    options = _resources(rank_bundle(site)) | {"runtime_env": {"env_vars": environment}}
+    return options | ({"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} if group else {})
+
+
+def beside_driver() -> dict[str, Any]:
+    """Ray options of a part that belongs on the driver's own node, the head of most clusters."""
+    node = ray.get_runtime_context().get_node_id()
+    return {"scheduling_strategy": NodeAffinitySchedulingStrategy(node, soft=False)}
+
+
+def _resources(bundle: dict[str, float]) -> dict[str, Any]:
+    custom = {name: amount for name, amount in bundle.items() if name not in ("CPU", "GPU")}
+    return {"num_cpus": bundle["CPU"], "num_gpus": bundle.get("GPU", 0), "resources": custom}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from cluster.job import in_job
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 from uniapl.data.encoding import check_template
@@ -11,6 +12,7 @@ from uniapl.discriminators import check_discriminator
 from uniapl.records import Prompt
 from uniapl.rewards import resolve
 from uniapl.rewards.cache import require_redis
+from uniapl.shared_paths import require_absolute
 
 FIRST_ROWS = 1000
 """Prompts, and demonstrations, that are read before the start, at most."""
@@ -23,6 +25,8 @@ def preflight(config: Config) -> list[Prompt]:
         ConfigError: a part that the configuration names is missing.
         DataError: a shard is not what it should be.
     """
+    if in_job():
+        require_absolute(config)
     read_model_config("model.path", config.model.path)
     check_template(config.model.path)
     prompts, demonstrations = open_sources(config)

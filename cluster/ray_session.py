@@ -12,7 +12,9 @@ import ray
 from ray._private import ray_constants
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # (no stubs)
 
-from cluster.placement import logical_cpus
+from cluster.job import in_job
+from cluster.placement import Site, logical_cpus
+from cluster.room import autoscaler_limit, check_room, needs, open_site
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 
@@ -28,37 +30,49 @@ TOKEN_BYTES = 32
 
 
 @contextmanager
-def ray_session(config: Config) -> Iterator[bool]:
-    """Be connected to Ray inside the block; yields whether there are GPUs.
+def ray_session(config: Config) -> Iterator[Site]:
+    """Be connected to Ray inside the block; yields how parts are placed there.
 
     With `cluster.address: local` Ray is started here and ended with the block, also by an exception. It listens on
     127.0.0.1 alone and answers nobody without the run's token.
 
     Raises:
-        ConfigError: nothing answers at `cluster.address`.
+        ConfigError: nothing answers at `cluster.address`, or the cluster can never hold the run.
     """
-    address = config.cluster.address
-    if address == "local":
-        with _closed_to_others(), _connected(address, **_own_ray(config)) as gpu:
-            yield gpu
+    if own_ray(config):
+        with _closed_to_others(), _connected("local", **_options(config)):
+            nodes = [node["Resources"] for node in ray.nodes()]
+            site = open_site(None)
+            check_room(needs(config, site), nodes, None)
+            yield site
     else:
-        with _connected(address) as gpu:
-            yield gpu
+        address = "auto" if config.cluster.address == "local" else config.cluster.address
+        with _connected(address):
+            limit = autoscaler_limit()
+            site = open_site(limit)
+            if limit:  # else further nodes may be joining
+                check_room(needs(config, site), [n["Resources"] for n in ray.nodes() if n["Alive"]], limit)
+            yield site
+
+
+def own_ray(config: Config) -> bool:
+    """Whether the run starts a Ray of its own: with `cluster.address: local`, but not within a Ray job."""
+    return config.cluster.address == "local" and not in_job()
 
 
 @contextmanager
-def _connected(address: str, **options: Any) -> Iterator[bool]:
+def _connected(address: str, **options: Any) -> Iterator[None]:
     try:
         ray.init(address=address, log_to_driver=False, logging_level="error", **options)
     except ConnectionError as error:
         raise ConfigError(f"cluster.address: got '{address}', no Ray answers there: {error}") from None
     try:
-        yield ray.cluster_resources().get("GPU", 0) > 0
+        yield
     finally:
         ray.shutdown()
 
 
-def _own_ray(config: Config) -> dict[str, Any]:
+def _options(config: Config) -> dict[str, Any]:
     return {
         "num_cpus": logical_cpus(config),
         "include_dashboard": False,

@@ -9,12 +9,15 @@ from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.util.placement_group import remove_placement_group
 
 from actors.packed import PackedBatch
 from actors.queue import start_queue
 from actors.reward_service import start_reward_service, stop_reward_service
 from cluster.fleet import Engine, Fleet, one_line
-from cluster.placement import learner_options
+from cluster.placement import Site, beside_driver, learner_group, learner_options
+from cluster.ray_session import own_ray
+from cluster.room import wait_for_room
 from learner.group import LearnerGroup
 from uniapl.broadcast_result import Sent
 from uniapl.config import Config
@@ -32,19 +35,22 @@ class System:
 
     Args:
         config: of the run.
-        gpu: whether there are GPUs.
+        site: how parts are placed.
         note: called with a line for the user when an engine is lost.
     """
 
-    def __init__(self, config: Config, gpu: bool, note: Callable[[str], None]) -> None:
+    def __init__(self, config: Config, site: Site, note: Callable[[str], None]) -> None:
         self.config = config
         self._version = 0
+        self._site = site
         self._serving = False
         self._connected: list[Engine] = []
         self._cut: set[Engine] = set()
-        self.queue = start_queue(config)
-        self.learner = LearnerGroup(config, learner_options(gpu))
-        self.fleet = Fleet(config, gpu, self.queue, note)
+        self._note = note
+        self.queue = start_queue(config, options=beside_driver())
+        self._room = learner_group(config, site)
+        self.learner = LearnerGroup(config, learner_options(site, self._room))
+        self.fleet = Fleet(config, site, self.queue, note)
 
     def __enter__(self) -> System:
         return self
@@ -66,6 +72,8 @@ class System:
         self.fleet.start()
         with ThreadPoolExecutor(1) as beside:
             reward = beside.submit(self._start_reward) if self.config.needs_engine else None
+            wait_for_room(self._room, self.config, self._note)
+            self._wait(self.learner.check_paths())
             self._wait(self.learner.start())
             while not self.fleet.enough:  # within the fleet's own limit
                 self.fleet.wait([], POLL_S)
@@ -76,7 +84,7 @@ class System:
 
     def _start_reward(self) -> Any:
         self._serving = True
-        return start_reward_service(self.config)
+        return start_reward_service(self.config, self._site.mark("reward"))
 
     def _wait(self, calls: list[Any]) -> None:
         """All of `calls` done, or the first error of any."""
@@ -207,6 +215,7 @@ class System:
         self.fleet.kill()
         for actor in (self.queue, *self.learner.ranks):
             ray.kill(actor)
+        remove_placement_group(self._room)
         # A Ray of our own ends with everything in it; on a shared one Serve would stay behind.
-        if self._serving and self.config.cluster.address != "local":
+        if self._serving and not own_ray(self.config):
             stop_reward_service()

@@ -29,6 +29,10 @@ class LearnerGroup:
         actor = ray.remote(LearnerRank)
         self.ranks = [actor.options(**options).remote(rank, config) for rank in range(config.learner.ranks)]
 
+    def check_paths(self) -> list[Any]:
+        """References that fail with RunError where a rank's node does not see the run's folder or the model."""
+        return [rank.check_paths.remote() for rank in self.ranks]
+
     def start(self) -> list[Any]:
         """Begin loading; the references are done when every rank is ready."""
         timeout = self._config.cluster.start_timeout_s

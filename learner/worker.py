@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
@@ -12,6 +13,7 @@ from uniapl.broadcast_result import Sent
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration, Group
+from uniapl.shared_paths import require_visible
 
 if TYPE_CHECKING:
     from learner.rank import Rank
@@ -33,6 +35,14 @@ class LearnerRank:
         host = ray.util.get_node_ip_address()
         with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             return host, probe.getsockname()[1]
+
+    def check_paths(self) -> None:
+        """Whether this rank's node sees what it will read and write; raises RunError."""
+        paths: dict[str, str | Path] = {
+            "run.folder": self._config.run_dir / "config.yaml",
+            "model.path": self._config.model.path,
+        }
+        require_visible(paths, f"learner rank {self._number}")
 
     def start(self, host: str, port: int) -> None:
         """Join the other ranks and load the policy."""

@@ -28,6 +28,7 @@ from actors.queue import start_queue
 from cluster import fleet as fleet_module
 from cluster import placement
 from cluster.fleet import SETTLE_S, Fleet, one_line
+from cluster.placement import Site
 from cluster.system import System
 from uniapl.config import Config
 from uniapl.records import Group, Prompt
@@ -78,7 +79,7 @@ def make_fleet(
 ) -> Iterator[Callable[..., tuple[Fleet, list[str]]]]:
     """Started fleets, with the lines that they told the user."""
     monkeypatch.setattr(fleet_module, "RolloutActor", Simulated)
-    monkeypatch.setattr(fleet_module, "rollout_options", lambda config, gpu: {"num_cpus": CPUS, "max_concurrency": 8})
+    monkeypatch.setattr(fleet_module, "rollout_options", lambda config, site: {"num_cpus": CPUS, "max_concurrency": 8})
     monkeypatch.setattr(placement, "ENGINE_CPUS", CPUS)
     before = free_cpus()
     made: list[tuple[Fleet, Any]] = []
@@ -95,7 +96,7 @@ def make_fleet(
             }
         )
         queue, notes = start_queue(config, Counting(prompt), Counting(helpers_mixing.demonstration)), []
-        fleet = Fleet(config, False, queue, notes.append)
+        fleet = Fleet(config, Site(), queue, notes.append)
         made.append((fleet, queue))
         fleet.start()
         return fleet, notes

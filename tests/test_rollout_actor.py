@@ -88,11 +88,11 @@ class Rollout(RolloutActor):
 
 @pytest.fixture(scope="module")
 def engine(ray_session: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    from cluster.placement import rollout_options
+    from cluster.placement import Site, rollout_options
 
     model = tiny_model(tmp_path_factory.mktemp("long"), positions=4096)
     config = config_for(model)
-    actor = ray_session.remote(Rollout).options(**rollout_options(config, gpu=False)).remote("rollout-0", config, False)
+    actor = ray_session.remote(Rollout).options(**rollout_options(config, Site())).remote("rollout-0", config, False)
     ray.get(actor.start.remote())
     yield actor
     ray.get(actor.shutdown.remote())

@@ -39,15 +39,13 @@ def system(ray_session: Any, tiny: Path) -> Iterator[tuple[Any, list[Any]]]:
     """Two engines and two learner ranks on the tiny model, connected."""
     from helpers_mortal import MortalRolloutActor
 
-    from cluster.placement import learner_options, rollout_options
+    from cluster.placement import Site, learner_options, rollout_options
     from learner.group import LearnerGroup
 
     config = config_for(tiny)
     actor = ray_session.remote(MortalRolloutActor)
-    engines = [
-        actor.options(**rollout_options(config, gpu=False)).remote(f"rollout-{i}", config, False) for i in range(2)
-    ]
-    learner = LearnerGroup(config, learner_options(gpu=False))
+    engines = [actor.options(**rollout_options(config, Site())).remote(f"rollout-{i}", config, False) for i in range(2)]
+    learner = LearnerGroup(config, learner_options(Site()))
     ray_session.get(learner.start() + [e.start.remote() for e in engines])
     learner.connect(engines)
     yield learner, engines
@@ -201,13 +199,16 @@ def test_an_engine_killed_while_it_receives_is_cut_off_and_the_other_gets_the_we
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="nccl needs two GPUs: the learner's and the engine's")
 def test_on_gpus_the_engine_gets_the_weights_over_nccl(ray_session: Any, tiny: Path) -> None:
     from actors.rollout import RolloutActor
-    from cluster.placement import learner_options, rollout_options
+    from cluster.placement import Site, learner_options, rollout_options
     from learner.group import LearnerGroup
 
     config = config_for(tiny, actors=1)
-    engine = ray_session.remote(RolloutActor).options(**rollout_options(config, gpu=True)).remote("gpu", config, True)
+    engine = (
+        ray_session.remote(RolloutActor).options(**rollout_options(config, Site(gpu=True))).remote("gpu", config, True)
+    )
     learner = LearnerGroup(
-        config.model_copy(update={"learner": config.learner.model_copy(update={"ranks": 1})}), learner_options(gpu=True)
+        config.model_copy(update={"learner": config.learner.model_copy(update={"ranks": 1})}),
+        learner_options(Site(gpu=True)),
     )
     ray_session.get([*learner.start(), engine.start.remote()])
     assert learner.connect([engine]).lost == {}

@@ -1,0 +1,145 @@
+"""A Ray cluster of several nodes on this machine, started as a user starts it: `ray start --block`, with a token."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+from helpers_cli import ROOT
+
+BIN = Path(sys.executable).parent
+UP_S = 90.0
+STORE = 80 << 20
+
+
+@dataclass
+class RayCluster:
+    """Its nodes by name, and how to reach it."""
+
+    folder: Path
+    environment: dict[str, str]
+    port: int
+    dashboard: str
+    nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    def start_node(self, name: str, *options: str) -> None:
+        """A node of so many CPUs and resources as `options` say; its output goes to NAME.log."""
+        own = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
+        with (self.folder / f"{name}.log").open("wb") as log:
+            self.nodes[name] = subprocess.Popen(
+                [BIN / "ray", "start", "--block", "--disable-usage-stats", f"--object-store-memory={STORE}", *options],
+                cwd=self.folder,
+                env=self.environment | own,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def join(self, name: str, cpus: int, **resources: float) -> None:
+        self.start_node(
+            name, f"--address=127.0.0.1:{self.port}", f"--num-cpus={cpus}", f"--resources={json.dumps(resources)}"
+        )
+
+    def of(self, name: str, word: str) -> list[psutil.Process]:
+        """Processes of a node with this word in their title."""
+        found = []
+        for process in psutil.Process(self.nodes[name].pid).children(recursive=True):
+            try:
+                if word in " ".join(process.cmdline()):
+                    found.append(process)
+            except psutil.NoSuchProcess:
+                continue
+        return found
+
+    def kill(self, name: str) -> None:
+        """SIGKILL for all of a node's processes at once, as when its machine goes."""
+        node = self.nodes.pop(name)
+        processes = psutil.Process(node.pid).children(recursive=True)
+        for process in processes:
+            process.suspend()
+        for process in [*processes, psutil.Process(node.pid)]:
+            process.kill()
+        node.wait(timeout=30)
+        psutil.wait_procs(processes, timeout=30)
+
+    def ray(self, *words: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        """A command of Ray's."""
+        return self.run(str(BIN / "ray"), *words, cwd=cwd, timeout=timeout)
+
+    def run(self, *command: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            command,
+            cwd=cwd or self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout,
+        )
+
+
+@contextmanager
+def ray_start(folder: Path) -> Iterator[RayCluster]:
+    """A head without CPUs; nodes join it with `join`. All of it ends with the block.
+
+    Every Ray command inside is asked for the token that stands in the cluster's environment.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    port, dashboard = _free_port(), _free_port()
+    environment = dict(os.environ) | {
+        "PATH": f"{BIN}:{os.environ['PATH']}",
+        "PYTHONPATH": str(ROOT),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+        "RAY_TMPDIR": str(folder),
+        "PYTHONUNBUFFERED": "1",
+    }
+    for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
+        environment.pop(name, None)
+    made = RayCluster(folder, environment, port, f"http://127.0.0.1:{dashboard}")
+    made.start_node(
+        "head",
+        "--head",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        "--dashboard-host=127.0.0.1",
+        "--node-ip-address=127.0.0.1",
+        "--num-cpus=0",
+    )
+    try:
+        _until_up(made)
+        yield made
+    finally:
+        for name in list(made.nodes):
+            made.kill(name)
+
+
+def _until_up(cluster: RayCluster) -> None:
+    deadline = time.monotonic() + UP_S
+    while cluster.ray("job", "list", f"--address={cluster.dashboard}").returncode:
+        log = (cluster.folder / "head.log").read_text()
+        assert cluster.nodes["head"].poll() is None and time.monotonic() < deadline, log
+        time.sleep(0.5)
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        return probe.getsockname()[1]
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """A command that was started in a session of its own, and what it started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait(timeout=30)
