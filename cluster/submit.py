@@ -9,6 +9,7 @@ import shlex
 import shutil
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ LEFT_HERE = {"benchmarks", "build", "data", "docs", "models", "requirements", "r
 UNSAFE = ("secret", "credential")
 LARGEST = 20 << 20
 """Bytes in all: code and configuration have far less."""
+AGENT_S = 60.0
 AFTER_GRACE_S = 5
 """Ray's SIGKILL comes so long after `run.grace_seconds`."""
 
@@ -114,20 +116,26 @@ def _below(path: Path, here: Path) -> str:
 
 
 def _client(address: str | None) -> Any:
+    from ray.exceptions import AuthenticationError
     from ray.job_submission import JobSubmissionClient
 
     try:
         return JobSubmissionClient(address)
-    except (ConnectionError, RuntimeError, ValueError) as error:
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
         allowed = "a cluster's dashboard, such as http://127.0.0.1:8265"
         raise RunError(f"--address: got '{address}', {_first_line(error)}; allowed: {allowed}") from None
 
 
 def _submit(client: Any, entrypoint: str, runtime_env: dict[str, Any], metadata: dict[str, str]) -> str:
-    try:
-        return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata)
-    except RuntimeError as error:
-        raise RunError(f"the cluster refused the job: {_first_line(error)}") from None
+    """The job's id. A head that has only just started has no agent for jobs yet: that is waited for."""
+    deadline = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise RunError(f"the cluster refused the job: {_first_line(error)}") from None
+        time.sleep(1)
 
 
 def _follow(client: Any, job: str) -> int:

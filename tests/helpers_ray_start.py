@@ -9,14 +9,16 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
+import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from helpers_cli import ROOT
+from helpers_cli import ROOT, session_members
 
 BIN = Path(sys.executable).parent
 UP_S = 90.0
@@ -31,14 +33,20 @@ class RayCluster:
     environment: dict[str, str]
     port: int
     dashboard: str
+    short: str
+    """A folder with a short path: the names of Ray's sockets hold it, and have 107 characters."""
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start_node(self, name: str, *options: str) -> None:
         """A node of so many CPUs and resources as `options` say; its output goes to NAME.log."""
+        # Nodes of one machine would else unpack a job's working folder over each other.
+        place = tempfile.mkdtemp(prefix="ray", dir=self.short)
+        ports = [f"--{port}-port={_free_port()}" for port in ("dashboard-agent-listen", "metrics-export")]
+        command = [BIN / "ray", "start", "--block", "--disable-usage-stats", f"--object-store-memory={STORE}"]
         own = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
         with (self.folder / f"{name}.log").open("wb") as log:
             self.nodes[name] = subprocess.Popen(
-                [BIN / "ray", "start", "--block", "--disable-usage-stats", f"--object-store-memory={STORE}", *options],
+                [*command, f"--temp-dir={place}", *ports, *options],
                 cwd=self.folder,
                 env=self.environment | own,
                 stdout=log,
@@ -63,15 +71,17 @@ class RayCluster:
         return found
 
     def kill(self, name: str) -> None:
-        """SIGKILL for all of a node's processes at once, as when its machine goes."""
+        """SIGKILL for all of a node's processes at once, as when its machine goes; also for what it left behind."""
         node = self.nodes.pop(name)
-        processes = psutil.Process(node.pid).children(recursive=True)
-        for process in processes:
-            process.suspend()
-        for process in [*processes, psutil.Process(node.pid)]:
-            process.kill()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in session_members(node.pid):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, number)
         node.wait(timeout=30)
-        psutil.wait_procs(processes, timeout=30)
+        deadline = time.monotonic() + 30
+        while left := session_members(node.pid):
+            assert time.monotonic() < deadline, left
+            time.sleep(0.1)
 
     def ray(self, *words: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """A command of Ray's."""
@@ -102,34 +112,34 @@ def ray_start(folder: Path) -> Iterator[RayCluster]:
         "PYTHONPATH": str(ROOT),
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_TMPDIR": str(folder),
         "PYTHONUNBUFFERED": "1",
     }
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         environment.pop(name, None)
-    made = RayCluster(folder, environment, port, f"http://127.0.0.1:{dashboard}")
-    made.start_node(
-        "head",
-        "--head",
-        f"--port={port}",
-        f"--dashboard-port={dashboard}",
-        "--dashboard-host=127.0.0.1",
-        "--node-ip-address=127.0.0.1",
-        "--num-cpus=0",
-    )
-    try:
-        _until_up(made)
-        yield made
-    finally:
-        for name in list(made.nodes):
-            made.kill(name)
+    with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as short:
+        made = RayCluster(folder, environment, port, f"http://127.0.0.1:{dashboard}", short)
+        head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1")
+        made.start_node("head", *head, "--node-ip-address=127.0.0.1", "--num-cpus=0")
+        try:
+            _until_up(made)
+            yield made
+        finally:
+            for name in list(made.nodes):
+                made.kill(name)
 
 
 def _until_up(cluster: RayCluster) -> None:
+    """Until it answers about its jobs; asked without a Ray command, which would take the machine for seconds."""
+    asked = urllib.request.Request(f"{cluster.dashboard}/api/jobs/")
+    asked.add_header("Authorization", f"Bearer {cluster.environment['RAY_AUTH_TOKEN']}")
     deadline = time.monotonic() + UP_S
-    while cluster.ray("job", "list", f"--address={cluster.dashboard}").returncode:
-        log = (cluster.folder / "head.log").read_text()
-        assert cluster.nodes["head"].poll() is None and time.monotonic() < deadline, log
+    while True:
+        try:
+            with urllib.request.urlopen(asked, timeout=10):
+                return
+        except OSError:
+            log = (cluster.folder / "head.log").read_text()
+            assert cluster.nodes["head"].poll() is None and time.monotonic() < deadline, log
         time.sleep(0.5)
 
 

@@ -146,6 +146,9 @@ def lose_the_head(cluster: RayCluster, project: Path, told: Story) -> None:
         )
         try:
             until(told.run, told.stopped_at + 2, lambda: Path(output.name).read_text())
+            while "step " not in Path(output.name).read_text():
+                assert follower.poll() is None
+                time.sleep(0.2)
             cluster.kill("head")
             status = follower.wait(timeout=LIMIT_S)
         finally:
