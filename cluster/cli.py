@@ -74,6 +74,12 @@ def _parser() -> argparse.ArgumentParser:
     job.add_argument("--no-wait", action="store_true", help="come back at once; the job goes on")
     job.set_defaults(run=_submit)
 
+    look = commands.add_parser("watch", help="the live table of a run that goes on elsewhere")
+    look.add_argument("place", metavar="RUN|ADDRESS", help="a run's folder, or the URL of a cluster's dashboard")
+    look.add_argument("run_folder", nargs="?", metavar="FOLDER", help="on the cluster; else the newest job's")
+    look.add_argument("--json", action="store_true", help="one JSON object for each step")
+    look.set_defaults(run=_watch)
+
     report = commands.add_parser("report", help="write a run's report.html again")
     report.add_argument("folder", type=Path, metavar="RUN", help="such as runs/local")
     report.set_defaults(run=_report)
@@ -110,6 +116,12 @@ def _submit(arguments: argparse.Namespace) -> int:
 
     a = arguments
     return submit(a.config, a.overrides, a.method, a.resume, a.address, wait=not a.no_wait)
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from cluster.watch import watch
+
+    return watch(arguments.place, arguments.run_folder, arguments.json)
 
 
 def _report(arguments: argparse.Namespace) -> None:

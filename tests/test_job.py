@@ -5,8 +5,10 @@ The job is stopped, submitted again, loses its head and with it the cluster, and
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -46,6 +48,7 @@ class Story:
     refused: subprocess.CompletedProcess[str] | None = None
     last: subprocess.CompletedProcess[str] | None = None
     metadata: str = ""
+    watched: list[str] = field(default_factory=list)
     token: str = ""
     steps: int = 0
     litter: set[str] = field(default_factory=set)
@@ -149,11 +152,32 @@ def lose_the_head(cluster: RayCluster, project: Path, told: Story) -> None:
             while "step " not in Path(output.name).read_text():
                 assert follower.poll() is None
                 time.sleep(0.2)
+            told.watched = first_lines(cluster, 3)
             cluster.kill("head")
             status = follower.wait(timeout=LIMIT_S)
         finally:
             end(follower)
         told.lost = status, Path(output.name).read_text()
+
+
+def first_lines(cluster: RayCluster, number: int) -> list[str]:
+    """Of `uniapl watch` in another terminal, which is ended by Ctrl-C then."""
+    watcher = subprocess.Popen(
+        [str(BIN / "uniapl"), "watch", cluster.dashboard, "--json"],
+        env=cluster.environment,
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+    assert watcher.stdout is not None
+    try:
+        found = [watcher.stdout.readline() for _ in range(number)]
+        watcher.send_signal(signal.SIGINT)
+        assert watcher.wait(timeout=60) == 130
+        return found
+    finally:
+        end(watcher)
 
 
 def finish(cluster: RayCluster, project: Path, told: Story) -> None:
@@ -183,6 +207,12 @@ def test_who_follows_a_job_learns_that_the_cluster_is_gone(story: Story) -> None
     assert "step " in output
     assert "Traceback" not in output
     assert "the cluster is gone" in output.splitlines()[-1]
+
+
+def test_the_job_can_be_watched_from_another_terminal(story: Story) -> None:
+    seen = [json.loads(line) for line in story.watched]
+    assert [(record["step"], record["steps"]) for record in seen] == [(1, 500), (2, 500), (3, 500)]
+    assert all("reward/mean" in record for record in seen)
 
 
 def test_submitted_again_to_a_new_cluster_the_run_goes_on_to_its_end(story: Story) -> None:

@@ -105,6 +105,7 @@ class LiveTable:
         self._done_phases: list[tuple[str, float]] = []
         self._steps: list[tuple[int, Metrics]] = []
         self._durations: list[float] = []
+        self._elapsed: float | None = None
         self._live = Live(get_renderable=lambda: self, console=self._console, refresh_per_second=4)
 
     def __enter__(self) -> Self:
@@ -133,8 +134,12 @@ class LiveTable:
         else:
             self._console.print(Text(_printable(text)))
 
-    def step(self, step: int, metrics: Metrics) -> None:
-        """Show the metrics of a finished optimizer step; `step` counts from 1."""
+    def step(self, step: int, metrics: Metrics, elapsed_s: float | None = None) -> None:
+        """Show the metrics of a finished optimizer step; `step` counts from 1.
+
+        `elapsed_s`: how long the run has gone on, where that is not since the table was entered.
+        """
+        self._elapsed = elapsed_s
         self._end_phase()
         now = time.monotonic()
         self._durations.append(metrics.get("time/step", now - self._last_step_at))
@@ -164,7 +169,10 @@ class LiveTable:
     def _head(self, step: int) -> Text:
         remaining = self._remaining()
         left = "" if remaining is None else f"   {duration(remaining)} left"
-        return Text(f"step {step}/{self._total}   {duration(time.monotonic() - self._start)}{left}", style="bold")
+        return Text(f"step {step}/{self._total}   {duration(self._age())}{left}", style="bold")
+
+    def _age(self) -> float:
+        return time.monotonic() - self._start if self._elapsed is None else self._elapsed
 
     def _remaining(self) -> float | None:
         """Seconds to the last step, judged by the latest ones."""
@@ -180,7 +188,7 @@ class LiveTable:
 
     def _line(self, text: str) -> None:
         if self._plain:
-            stamp = duration(time.monotonic() - self._start)
+            stamp = duration(self._age())
             print(f"[{stamp}] {_printable(text)}", file=self._console.file, flush=True)
 
 

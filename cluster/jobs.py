@@ -1,0 +1,133 @@
+"""Jobs on a Ray cluster: what goes along, how they are started, and what they print."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from uniapl.config_errors import ConfigError
+from uniapl.runlog import RunError
+
+SUFFIXES = {".css", ".html", ".jinja", ".js", ".py", ".toml", ".txt", ".yaml", ".yml"}
+"""Of code and configuration; nothing else goes along. JSON does not: keys of cloud accounts come in it."""
+LEFT_HERE = {"benchmarks", "build", "data", "docs", "models", "requirements", "runs", "tests"}
+"""Folders at the top that are neither code of a run nor configuration."""
+UNSAFE = ("secret", "credential")
+LARGEST = 20 << 20
+"""Bytes in all: code and configuration have far less."""
+PACKAGES = ("uniapl", "actors", "learner", "cluster")
+AGENT_S = 60.0
+"""A head that has only just started has no agent for jobs yet: that is waited for."""
+RUN_FOLDER = "uniapl_run_folder"
+"""In a job's metadata: where its run is."""
+
+
+def stage(source: Path, target: Path) -> dict[str, int]:
+    """Copy code and configuration, and this project's own packages where they are not among it.
+
+    Returns:
+        the copied files, as paths below `target`, with their bytes.
+
+    Raises:
+        ConfigError: they are more than code and configuration can be; names the largest.
+    """
+    found = {path.relative_to(source): path for path in _files(source)}
+    found = _own_packages({path.parts[0] for path in found}) | found
+    sizes = {str(name): path.stat().st_size for name, path in found.items()}
+    if sum(sizes.values()) > LARGEST:
+        largest = max(sizes, key=sizes.__getitem__)
+        raise ConfigError(
+            f"{source}: {sum(sizes.values()) >> 20} MiB of code and configuration would be sent, the largest is "
+            f"{largest}; allowed: {LARGEST >> 20} MiB"
+        )
+    for name, path in found.items():
+        (target / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, target / name)
+    return sizes
+
+
+def _own_packages(there: set[str]) -> dict[Path, Path]:
+    root = Path(__file__).resolve().parent.parent
+    folders = [root / name for name in PACKAGES if name not in there]
+    return {path.relative_to(root): path for folder in folders for path in _files(folder, top=False)}
+
+
+def _files(source: Path, top: bool = True) -> Iterator[Path]:
+    for folder, inner, names in os.walk(source):
+        at_top = top and Path(folder) == source
+        inner[:] = sorted(n for n in inner if _goes_along(n) and not (at_top and n in LEFT_HERE))
+        for name in sorted(names):
+            path = Path(folder) / name
+            if path.suffix in SUFFIXES and _goes_along(name) and path.is_file():
+                yield path
+
+
+def _goes_along(name: str) -> bool:
+    hidden = name.startswith((".", "__pycache__")) or name.endswith(".egg-info")
+    return not hidden and not any(word in name.lower() for word in UNSAFE)
+
+
+def job_client(address: str | None) -> Any:
+    """A `JobSubmissionClient`; None: RAY_API_SERVER_ADDRESS, or the cluster on this machine.
+
+    Raises:
+        RunError: no cluster answers, or it knows another token.
+    """
+    from ray.exceptions import AuthenticationError
+    from ray.job_submission import JobSubmissionClient
+
+    try:
+        return JobSubmissionClient(address)
+    except (AuthenticationError, ConnectionError, RuntimeError, ValueError) as error:
+        allowed = "a cluster's dashboard, such as http://127.0.0.1:8265"
+        raise RunError(f"--address: got '{address}', {first_line(error)}; allowed: {allowed}") from None
+
+
+def start_job(client: Any, words: list[str], folder: str, env: dict[str, str], metadata: dict[str, str]) -> str:
+    """Run `uniapl WORDS` as a job in a copy of `folder`; returns its id.
+
+    Raises:
+        RunError: the cluster refuses it, or has had no agent for jobs for a minute.
+    """
+    # The packages that go along stand in the job's folder, and come before installed ones.
+    entrypoint = shlex.join(["python", "-m", "cluster.cli", *words])
+    runtime_env = {"working_dir": folder, "env_vars": env}
+    deadline = time.monotonic() + AGENT_S
+    while True:
+        try:
+            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata)
+        except RuntimeError as error:
+            if "No available agent" not in str(error) or time.monotonic() > deadline:
+                raise RunError(f"the cluster refused the job: {first_line(error)}") from None
+        time.sleep(1)
+
+
+def job_output(client: Any, job: str) -> Iterator[str]:
+    """What a job prints, from its beginning to its end, in pieces.
+
+    Raises:
+        RunError: the cluster has gone.
+    """
+    pieces = client.tail_job_logs(job)
+    with asyncio.Runner() as runner:
+        while True:
+            try:
+                yield runner.run(_next(pieces))
+            except StopAsyncIteration:
+                return
+            except RuntimeError as error:
+                raise RunError(f"job {job}: the cluster is gone: {first_line(error)}") from None
+
+
+async def _next(pieces: Any) -> str:
+    return await anext(pieces)
+
+
+def first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -1,0 +1,124 @@
+"""The live table of a run that goes on elsewhere: from its folder, or through the dashboard of the cluster it is on."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from cluster.jobs import RUN_FOLDER, job_client, job_output, stage, start_job
+from uniapl.config import load_config
+from uniapl.config_errors import ConfigError
+from uniapl.live import LiveTable
+from uniapl.runlog import METRICS_FILE, RunError
+
+LOOK_S = 0.5
+Record = dict[str, Any]
+
+
+def watch(place: str, run: str | None, as_json: bool) -> int:
+    """Show a run until its last step, or Ctrl-C.
+
+    Args:
+        place: a run's folder, or the address of a cluster's dashboard, such as http://127.0.0.1:8265.
+        run: with an address: the run's folder on the cluster's storage; None: that of the newest job.
+        as_json: no table, but one JSON object for each step; `steps` in it is the run's last one.
+
+    Returns:
+        exit status.
+
+    Raises:
+        ConfigError: no run is there.
+        RunError: no cluster answers, or it has no such job.
+    """
+    records = _on_cluster(place, run) if place.startswith(("http://", "https://")) else follow(Path(place))
+    try:
+        if as_json:
+            for record in records:
+                print(json.dumps(record), flush=True)
+        else:
+            _show(place, records)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _show(place: str, records: Iterator[Record]) -> None:
+    first = next(records, None)
+    if first is None:
+        raise RunError(f"{place}: the run made no step")
+    trained = 0.0
+    with LiveTable(first["steps"]) as live:
+        for record in chain([first], records):
+            trained += record.get("time/step", 0.0)
+            live.step(record["step"], record, elapsed_s=trained)
+
+
+def follow(folder: Path) -> Iterator[Record]:
+    """The metrics of every step made so far and, as they come, of all further ones, to the last.
+
+    A run that goes on from a checkpoint makes some steps again; these come again.
+
+    Raises:
+        ConfigError: it is no run's folder.
+    """
+    config, metrics = folder / "config.yaml", folder / METRICS_FILE
+    if not config.is_file():
+        raise ConfigError(f"{folder}: holds no config.yaml; allowed: the folder of a run, such as runs/local")
+    last, total = 0, load_config(config).run.steps
+    seen: dict[int, Record] = {}
+    while last < total:
+        with suppress(FileNotFoundError), metrics.open("rb") as file:
+            while (
+                last < total and metrics.stat().st_ino == os.fstat(file.fileno()).st_ino
+            ):  # a resumed run makes it anew
+                for record in _whole(file):
+                    if seen.get(record["step"]) != record:
+                        last, seen[record["step"]] = record["step"], record
+                        yield record | {"steps": total}
+                time.sleep(LOOK_S)
+        time.sleep(LOOK_S)
+
+
+def _whole(file: BinaryIO) -> list[Record]:
+    """The lines from here on that are whole."""
+    found = []
+    while (line := file.readline()).endswith(b"\n"):
+        found.append(json.loads(line))
+    file.seek(-len(line), os.SEEK_CUR)
+    return found
+
+
+def _on_cluster(address: str, run: str | None) -> Iterator[Record]:
+    """The same from a small job there, since its storage need not be mounted here."""
+    client = job_client(address)
+    folder = run or _newest_run(client)
+    with tempfile.TemporaryDirectory(prefix="uniapl-watch-") as code:
+        stage(Path(code), Path(code))
+        job = start_job(client, ["watch", folder, "--json"], code, {}, {})
+    try:
+        text = said = ""
+        for piece in job_output(client, job):
+            *lines, text = (text + piece).split("\n")
+            for line in lines:
+                if line.startswith("{"):
+                    yield json.loads(line)
+                elif line:
+                    said = line
+        if client.get_job_status(job).value == "FAILED":
+            raise RunError(said)
+    finally:
+        client.stop_job(job)
+
+
+def _newest_run(client: Any) -> str:
+    jobs = [job for job in client.list_jobs() if RUN_FOLDER in (job.metadata or {})]
+    if not jobs:
+        raise RunError("no job there was sent by `uniapl submit`; name the run's folder on the cluster's storage")
+    return max(jobs, key=lambda job: job.start_time or 0).metadata[RUN_FOLDER]
