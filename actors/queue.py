@@ -23,6 +23,7 @@ import ray
 from actors.packed import PackedBatch, PackedGroup, from_wire, packed, to_wire
 from uniapl.config import Config
 from uniapl.leases import Lease
+from uniapl.loglines import log_lines
 from uniapl.mixing import BatchPlan, Committed, MixingQueue, Source
 from uniapl.records import Demonstration, Group, Prompt, Sample, Score, VersionSpan
 from uniapl.rounds import lease_round
@@ -59,6 +60,7 @@ class QueueActor:
         prompts: Source[Prompt] | None = None,
         demonstrations: Source[Demonstration] | None = None,
     ) -> None:
+        self._lines = log_lines(config.run.name, "queue")
         if prompts is None and demonstrations is None:
             from uniapl.data.sources import open_sources
 
@@ -221,6 +223,7 @@ class QueueActor:
             ValueError: the version runs backward, or ahead of the batches that were handed out.
         """
         self._mixing.published(version)
+        self._lines.step = version + 1
         if self._synchronous:
             state = self._mixing.state_dict()
             self._at_publish = None if state["ready"] else state  # ready: left over from an asynchronous life

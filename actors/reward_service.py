@@ -20,6 +20,7 @@ from ray.serve.schema import ApplicationStatus
 from uniapl.config import Config
 from uniapl.discriminators import Discriminator, check_discriminator, open_discriminator
 from uniapl.discriminators.types import Comparison
+from uniapl.loglines import log_lines
 from uniapl.records import Score
 from uniapl.rewards import ScoreRequest, resolve
 from uniapl.rewards.cache import open_cache, require_redis
@@ -48,6 +49,7 @@ class RewardReplica:
 
     def __init__(self, config: Config, search_path: list[str]) -> None:
         _no_grpc_port()
+        log_lines(config.run.name, "reward")
         sys.path.extend(folder for folder in search_path if folder not in sys.path)
         rewards = resolve(config.reward.functions)
         discriminator = _discriminator(config)

@@ -14,6 +14,7 @@ from actors.engine import engine_args
 from actors.queue_client import QueueClient
 from uniapl.config import Config
 from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS, STRAGGLER, Lease
+from uniapl.loglines import log_lines
 from uniapl.records import Group, Prompt, Sample, Score, VersionSpan
 from uniapl.rewards.types import ScoreRequest
 from uniapl.shared_paths import require_visible
@@ -42,6 +43,7 @@ class RolloutActor:
 
     def __init__(self, name: str, config: Config, gpu: bool) -> None:
         self._name = name
+        self._lines = log_lines(config.run.name, name)
         self._config = config
         self._gpu = gpu
         self._queue: Any = None
@@ -315,6 +317,7 @@ class RolloutActor:
         """
         await self._alive(self._engine.finish_weight_update(str(version)))
         self._updating = False
+        self._lines.step = version + 1
         await self._alive(self._engine.reset_prefix_cache(reset_running_requests=True))
         digests = await self._alive(self._engine.collective_rpc("received_digest"))
         # One checksum, or where workers of this engine differ all of them, which no sender has.

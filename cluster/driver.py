@@ -10,6 +10,7 @@ from actors.reward_service import stop_reward_service
 from cluster import run_folder
 from cluster.evaluation import evaluate
 from cluster.failures import PartLostError, told_in_one_line
+from cluster.observe import Exporter
 from cluster.placement import Site
 from cluster.preflight import preflight
 from cluster.ray_session import ray_session
@@ -49,7 +50,8 @@ def train(config: Config, resume: bool = False) -> Path:
             live.phase("starting Ray")
             with Signals(config.run.grace_seconds) as signals, ray_session(config) as site:
                 signals.arm()  # Ray took SIGTERM
-                _live_through(Run(config, site, folder, heldout, log, live, signals), resume)
+                exporter = Exporter(config.run.name)
+                _live_through(Run(config, site, folder, heldout, log, exporter, live, signals), resume)
                 live.phase("stopping")
     except BaseException:
         with suppress(OSError):  # such as a full disk, which is what the run ended with
@@ -69,6 +71,7 @@ class Run:
     folder: Path
     heldout: list[Prompt]
     log: RunLog
+    exporter: Exporter
     live: LiveTable
     signals: Signals
 
@@ -110,6 +113,7 @@ def _one_life(run: Run, resume: bool) -> None:
             with run.signals.step():
                 metrics = one_step(system, controllers, folder, step)
                 run.log.log(step + 1, metrics)
+                run.exporter.export(step + 1, metrics)
                 live.step(step + 1, metrics)
                 checkpoint(system, controllers, folder, step + 1, live, run.signals.asked)
         if compared := compare_after_training(system):

@@ -11,6 +11,7 @@ import ray
 
 from uniapl.broadcast_result import Sent
 from uniapl.config import Config
+from uniapl.loglines import log_lines
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration, Group
 from uniapl.shared_paths import require_visible
@@ -28,6 +29,7 @@ class LearnerRank:
     def __init__(self, rank: int, config: Config) -> None:
         self._number = rank
         self._config = config
+        self._lines = log_lines(config.run.name, f"learner-{rank}")
         self._rank: Rank
 
     def address(self) -> tuple[str, int]:
@@ -60,6 +62,7 @@ class LearnerRank:
     def step(
         self, number: int, groups: list[Group], demonstrations: list[Demonstration], weights: dict[str, float]
     ) -> tuple[dict[str, float], Scores]:
+        self._lines.step = number + 1
         return self._rank.step(number, groups, demonstrations, weights)
 
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
