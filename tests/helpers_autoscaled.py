@@ -32,7 +32,8 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 from actors.queue import start_queue
 from cluster import fleet as fleet_module
 from cluster.fleet import Fleet
-from cluster.placement import ENGINE_CPUS
+from cluster.placement import engine_bundle
+from cluster.room import autoscaler_limit, open_site
 from uniapl.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,9 +67,10 @@ def main() -> None:
             "evaluation": {"prompts": 0},
         }
     )
-    with cluster() as address:
+    with cluster() as (address, file):
         ray.init(address=address, log_to_driver=False, logging_level="error")
-        fleet = Fleet(config, True, start_queue(config, Counting(prompt), Counting(demonstration)), print)
+        site = open_site(autoscaler_limit(file))  # no node with a GPU is there yet
+        fleet = Fleet(config, site, start_queue(config, Counting(prompt), Counting(demonstration)), print)
         before = status(address)
         fleet.start()
         asked = until(lambda: status(address), lambda text: "{" in demands(text))
@@ -81,7 +83,7 @@ def main() -> None:
             "after": demands(after),
             "nodes": [node["Resources"] for node in ray.nodes() if node["Alive"]],
             "up": [engine.name for engine in fleet.up],
-            "asks": {"CPU": ENGINE_CPUS, "GPU": config.rollout.tensor_parallel},
+            "bundle": engine_bundle(config, site),
         }
         ray.shutdown()
     print(json.dumps(seen))
@@ -107,8 +109,8 @@ def demands(text: str) -> str:
 
 
 @contextmanager
-def cluster() -> Iterator[str]:
-    """A head with the autoscaler on it; yields the cluster's address, and ends every process of it."""
+def cluster() -> Iterator[tuple[str, Path]]:
+    """A head with the autoscaler on it; yields its address and its configuration, and ends every process."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     folder = Path(tempfile.mkdtemp(prefix="ray-auto"))
@@ -138,7 +140,7 @@ def cluster() -> Iterator[str]:
         head = psutil.Popen(command, env=os.environ | mine, stdout=log, stderr=log)
     try:
         until(lambda: answers(address), lambda up: up)
-        yield address
+        yield address, file
     finally:
         processes = [head, *head.children(recursive=True)]
         for process in processes:

@@ -17,7 +17,8 @@ def test_wanted_engines_make_the_autoscaler_add_rollout_nodes_and_the_rest_stays
     assert out.returncode == 0, out.stderr[-4000:]
     seen = json.loads(out.stdout.splitlines()[-1])
     assert "no resource demands" in seen["before"]
-    ask = "{" + ", ".join(f"'{name}': {float(amount)}" for name, amount in seen["asks"].items()) + "}"
+    assert seen["bundle"] == {"CPU": 1.0, "GPU": 1.0, "rollout": 1.0}
+    ask = str(seen["bundle"])
     assert f"{ask}: {helpers_autoscaled.WANTED}+ pending" in seen["asked"]
     rollout = [node for node in seen["nodes"] if "rollout" in node]
     assert [(node["GPU"], node["rollout"]) for node in rollout] == [(1.0, 1000.0)] * helpers_autoscaled.NODES

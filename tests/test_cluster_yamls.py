@@ -39,7 +39,11 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
 from cluster.cli import _arguments
-from uniapl.config import load_config
+from cluster.placement import Site
+from cluster.room import autoscaler_limit, check_room, needs
+from uniapl.config import Config, load_config
+from uniapl.config_errors import ConfigError
+from uniapl.shared_paths import require_absolute
 
 ROOT = Path(__file__).parents[1]
 CLOUDS = ["aws", "gcp"]
@@ -108,17 +112,28 @@ class TestClouds:
         types = cloud(name)["available_node_types"]
         assert [kind for kind, node in types.items() if f'"{spot}"' in json.dumps(node["node_config"])] == ["rollout"]
 
-    def test_what_is_copied_is_there_and_is_all_that_runs(self, name: str) -> None:
-        mounts = cloud(name)["file_mounts"]
-        assert mounts.pop("/home/ubuntu/.ray/auth_token") == "~/.ray/auth_token"
-        assert {remote: remote.removeprefix("/home/ubuntu/uniapl/") for remote in mounts} == mounts
-        assert all((ROOT / local).exists() for local in mounts.values())
-        assert packages() <= set(mounts.values())
+    def test_nodes_get_the_token_and_the_lock_and_no_more(self, name: str) -> None:
+        assert cloud(name)["file_mounts"] == {
+            "/home/ubuntu/.ray/auth_token": "~/.ray/auth_token",
+            "/home/ubuntu/requirements/gpu.txt": "requirements/gpu.txt",
+        }
+        assert (ROOT / "requirements/gpu.txt").is_file()
+
+    def test_a_run_of_eight_ranks_fits(self, name: str) -> None:
+        limit = autoscaler_limit(ROOT / f"cluster/{name}.yaml")
+        assert limit is not None
+        site = Site(gpu=True, kinds=frozenset(PARTS))
+        tree = {"model": {"path": "m"}, "data": {"train": ["t"], "heldout": ["h"]}}
+        config = Config.model_validate(tree | {"learner": {"ranks": 8}, "rollout": {"actors": 8}})
+        check_room(needs(config, site), [limit.head], limit)
+        larger = Config.model_validate(tree | {"learner": {"ranks": 8}, "rollout": {"actors": 9}})
+        with pytest.raises(ConfigError, match="needs 17 GPU"):
+            check_room(needs(larger, site), [limit.head], limit)
 
     def test_nodes_are_set_up_from_the_lock(self, name: str) -> None:
         config = cloud(name)
         assert any(
-            c.endswith("--no-deps -r ~/uniapl/requirements/gpu.txt") and "uv pip install" in c
+            c.endswith("--no-deps -r ~/requirements/gpu.txt") and "uv pip install" in c
             for c in config["setup_commands"]
         )
         pins = re.findall(r"([a-z0-9-]+)==([0-9.]+)", " ".join(config["head_setup_commands"]))
@@ -253,7 +268,8 @@ def test_the_entrypoint_is_a_command_line_of_ours() -> None:
     program, *words = shlex.split(kubernetes(False)[0]["spec"]["entrypoint"])
     arguments = _arguments([word.replace("/opt/uniapl", str(ROOT)) for word in words])
     config = load_config(arguments.config, arguments.overrides, arguments.method)
-    assert (program, arguments.resume, config.cluster.address) == ("uniapl", True, "auto")
+    require_absolute(config)
+    assert (program, arguments.resume) == ("uniapl", True)
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile(tmp_path: Path) -> None:
