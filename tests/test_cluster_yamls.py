@@ -115,7 +115,7 @@ class TestClouds:
     def test_nodes_get_the_token_and_the_lock_and_no_more(self, name: str) -> None:
         assert cloud(name)["file_mounts"] == {
             "/home/ubuntu/.ray/auth_token": "~/.ray/auth_token",
-            "/home/ubuntu/requirements/gpu.txt": "requirements/gpu.txt",
+            "/home/ubuntu/requirements": "requirements",
         }
         assert (ROOT / "requirements/gpu.txt").is_file()
 
@@ -270,6 +270,13 @@ def test_the_entrypoint_is_a_command_line_of_ours() -> None:
     config = load_config(arguments.config, arguments.overrides, arguments.method)
     require_absolute(config)
     assert (program, arguments.resume) == ("uniapl", True)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_three_overrides_make_any_configuration_one_for_this_machine(path: Path) -> None:
+    model = "models/SmolLM2-135M-Instruct"
+    config = load_config(path, [f"model.path={model}", "learner.ranks=1", "rollout.actors=1"])
+    assert (config.cluster.address, config.learner.ranks, config.rollout.actors) == ("local", 1, 1)
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile(tmp_path: Path) -> None:
