@@ -1,6 +1,6 @@
 """A Ray cluster on this machine whose autoscaler adds nodes, and a fleet that asks for more engines than fit at first.
 
-python tests/helpers_autoscaled.py
+python tests/helpers_autoscaled.py, with `ENVIRONMENT` and a token in the environment: Ray reads it when it is imported
 
 Nodes come from Ray's own fake provider: every one is a raylet here that claims the resources of cluster/aws.yaml's node
 type. Ray's `AutoscalingCluster` is not used, for it calls `ray stop --force`, which ends every Ray on the machine, and
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 import shutil
 import socket
 import subprocess
@@ -33,6 +32,7 @@ from actors.queue import start_queue
 from cluster import fleet as fleet_module
 from cluster.fleet import Fleet
 from cluster.placement import engine_bundle
+from cluster.ray_session import LOOPBACK
 from cluster.room import autoscaler_limit, open_site
 from uniapl.config import Config
 
@@ -40,6 +40,13 @@ ROOT = Path(__file__).resolve().parents[1]
 FAKE = "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider"
 WANTED, NODES = 3, 2
 """Engines that are asked for, and the most nodes, of one GPU each, that the autoscaler may add."""
+ENVIRONMENT = LOOPBACK | {
+    "RAY_AUTH_MODE": "token",
+    "RAY_FAKE_CLUSTER": "1",
+    "RAY_enable_autoscaler_v2": "1",
+    "AUTOSCALER_UPDATE_INTERVAL_S": "1",
+}
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 WAIT_S = 240.0
 """For a machine with other work, on which a node's processes come up slowly."""
 
@@ -99,8 +106,7 @@ def until(look: Callable[[], Any], there: Callable[[Any], bool]) -> Any:
 
 def status(address: str) -> str:
     """What `ray status` prints."""
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run([*RAY, "status", "--address", address], capture_output=True, text=True, check=True).stdout
 
 
 def demands(text: str) -> str:
@@ -116,23 +122,7 @@ def cluster() -> Iterator[tuple[str, Path]]:
     folder = Path(tempfile.mkdtemp(prefix="ray-auto"))
     file = folder / "cluster.json"
     file.write_text(json.dumps(configuration(address)))
-    os.environ |= {
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN": secrets.token_hex(32),
-        "RAY_FAKE_CLUSTER": "1",
-        "RAY_enable_autoscaler_v2": "1",
-        "AUTOSCALER_UPDATE_INTERVAL_S": "1",
-    }
-    command = [
-        sys.executable,
-        "-m",
-        "ray.scripts.scripts",
-        "start",
-        "--head",
-        "--block",
-        "--num-cpus=0",
-        "--num-gpus=0",
-    ]
+    command = [*RAY, "start", "--head", "--block", "--num-cpus=0", "--num-gpus=0"]
     command += [f"--autoscaling-config={file}", f"--port={address.rpartition(':')[2]}", "--node-ip-address=127.0.0.1"]
     command += ["--include-dashboard=false", "--object-store-memory=100000000", f"--temp-dir={folder}"]
     mine = {"RAY_CLOUD_INSTANCE_ID": FAKE_HEAD_NODE_ID, "RAY_OVERRIDE_NODE_ID_FOR_TESTING": FAKE_HEAD_NODE_ID}
@@ -169,13 +159,13 @@ def configuration(address: str) -> dict[str, Any]:
     types = config["available_node_types"]
     for name, most in {"learner": 0, "rollout": NODES, "reward": 0}.items():
         types[name] |= {"min_workers": 0, "max_workers": most}
+    types["rollout"]["resources"]["object_store_memory"] = 100_000_000
     types["ray.head.default"] = types.pop("head")  # the fake provider's name for it
     return config | {"head_node_type": "ray.head.default"}
 
 
 def answers(address: str) -> bool:
-    command = [sys.executable, "-m", "ray.scripts.scripts", "status", "--address", address]
-    return subprocess.run(command, capture_output=True).returncode == 0
+    return subprocess.run([*RAY, "status", "--address", address], capture_output=True).returncode == 0
 
 
 if __name__ == "__main__":

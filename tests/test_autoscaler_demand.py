@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 
@@ -13,6 +14,7 @@ from helpers_cli import ROOT, environment
 def test_wanted_engines_make_the_autoscaler_add_rollout_nodes_and_the_rest_stays_demand() -> None:
     program = [sys.executable, str(ROOT / "tests/helpers_autoscaled.py")]
     own = {name: value for name, value in environment().items() if not name.startswith("RAY_")}
+    own |= helpers_autoscaled.ENVIRONMENT | {"RAY_AUTH_TOKEN": secrets.token_hex(32)}
     out = subprocess.run(program, env=own, capture_output=True, text=True, timeout=580)
     assert out.returncode == 0, out.stderr[-4000:]
     seen = json.loads(out.stdout.splitlines()[-1])
