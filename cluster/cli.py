@@ -96,7 +96,7 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as learner.ranks=8")
     plan.add_argument("-m", "--method", help="as for train")
     plan.add_argument("--gpus", type=_count, metavar="N", help="there are; 0: CPUs alone; default: as many as needed")
-    plan.add_argument("--node-gpus", type=_positive, default=8, metavar="N", help="GPUs of one node; default: 8")
+    plan.add_argument("--node-gpus", type=_whole, default=8, metavar="N", help="GPUs of one node; default: 8")
     plan.add_argument("--gpu-memory", type=_positive, default=80, metavar="GIB", help="of one GPU; default: 80")
     plan.add_argument("--bandwidth", type=_positive, metavar="GB/S", help="of a broadcast")
     plan.add_argument("--generate-tokens-per-s", type=_positive, metavar="X", help="of all engines together")
@@ -109,6 +109,12 @@ def _add_plan(commands: Any) -> None:
 def _count(text: str) -> int:
     if (number := int(text)) < 0:
         raise argparse.ArgumentTypeError(f"got {text}; allowed: 0 or more")
+    return number
+
+
+def _whole(text: str) -> int:
+    if (number := _count(text)) == 0:
+        raise argparse.ArgumentTypeError("got 0; allowed: 1 or more")
     return number
 
 

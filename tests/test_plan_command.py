@@ -96,7 +96,9 @@ def test_wrong_input_is_one_line_and_status_2(
     assert message in done.stderr
 
 
-@pytest.mark.parametrize("option", [["--gpus", "-1"], ["--gpu-memory", "0"], ["--bandwidth", "nan"]])
+@pytest.mark.parametrize(
+    "option", [["--gpus", "-1"], ["--node-gpus", "0"], ["--gpu-memory", "0"], ["--bandwidth", "nan"]]
+)
 def test_a_wrong_number_is_status_2(plan: Callable[..., Done], option: list[str]) -> None:
     done = plan(RECIPE, *option)
     assert done.returncode == 2

@@ -32,7 +32,7 @@ def run(config: Config, options: Namespace) -> int:
     }
     rates = replace(rates, **{name: value for name, value in given.items() if value is not None})
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    machines = Machines(options.gpus, int(options.node_gpus), options.gpu_memory, memory)
+    machines = Machines(options.gpus, options.node_gpus, options.gpu_memory, memory)
     plan = make_plan(config, machines, rates)
     if options.json:
         print(json.dumps(plan.to_dict(), indent=1))
