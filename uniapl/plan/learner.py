@@ -9,6 +9,7 @@ With P parameters, R ranks, N = P / R, b bytes of `learner.dtype` (2 or 4) and T
     gradient sums                      4 N
     reduce bucket                      b min(P, 5e8); on a GPU b 5e8: there it is allocated whole
     activations                        T (layers x a + e), see `layer_bytes` and `edge_bytes`
+    kept by the heap                   on a CPU 0.7 of the activations: measured
     gradients on their way             b B + 4 B / R with B = min(P, 5e8), or 4 min(N, 1e9) in the optimizer's step
 
 Before that, while a rank loads: 4 P of the machine's memory (float32), then b P of the GPU's, whole, which ZeRO-3 then
@@ -35,6 +36,9 @@ CUDA_PROCESS_BYTES = 3 << 29
 """CUDA's context, nccl's buffers and what the allocator cannot use, 1.5 GiB: an estimate, not measured here."""
 CPU_PROCESS_BYTES = 1 << 29
 """Python with torch, transformers and DeepSpeed loaded."""
+HEAP_KEPT = 0.7
+"""Of the activations: what glibc's heap keeps beside them on a CPU and cannot use again, with the settings of
+learner/device.py. Fitted to six measurements (docs/plan.md)."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,8 @@ def learner_parts(config: Config, models: LearnerModels, gpu: bool) -> list[Part
         held = b * (models.reference.parameters / c.ranks + gathered(models.reference, c.ranks))
         parts.append(Part("frozen reference", held, exact=False))
     parts.append(Part("activations", activations, exact=False))
+    if not gpu:
+        parts.append(Part("kept by the heap", HEAP_KEPT * activations, exact=False))
     parts.append(Part("gradients on the way", _on_their_way(config, shape), exact=False))
     parts.append(Part("the process itself", CUDA_PROCESS_BYTES if gpu else CPU_PROCESS_BYTES, exact=False))
     return parts
