@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 DATA_FOLDER = Path("data/local")
 MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
@@ -15,7 +16,8 @@ MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0: done, or ended by SIGTERM; 2: wrong input, or the run cannot go on; 130: Ctrl-C (1: a traceback).
+    0: done, or ended by SIGTERM; 1: a plan does not fit (or a traceback); 2: wrong input, or the run cannot go on;
+    130: Ctrl-C.
     """
     if not Path("/proc/driver/nvidia").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for a GPU and warns at every import
@@ -84,6 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("folder", type=Path, metavar="RUN", help="such as runs/local")
     report.set_defaults(run=_report)
 
+    _add_plan(commands)
+
     data = commands.add_parser("data", help="the local model and data set").add_subparsers(
         required=True, metavar="WHAT"
     )
@@ -97,6 +101,42 @@ def _parser() -> argparse.ArgumentParser:
     prepare.add_argument("--record", action="store_true", help="sample the plain responses anew, with vLLM")
     prepare.set_defaults(run=_data_prepare)
     return parser
+
+
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser(
+        "plan", help="what a run will need, by arithmetic: nothing is started; status 1: something does not fit"
+    )
+    plan.add_argument("config", type=Path, metavar="CONFIG", help="a YAML file; of models only config.json is read")
+    plan.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as learner.ranks=8")
+    plan.add_argument("-m", "--method", help="as for train")
+    plan.add_argument("--gpus", type=_count, metavar="N", help="there are; 0: CPUs alone; default: as many as needed")
+    plan.add_argument("--node-gpus", type=_whole, default=8, metavar="N", help="GPUs of one node; default: 8")
+    plan.add_argument("--gpu-memory", type=_positive, default=80, metavar="GIB", help="of one GPU; default: 80")
+    plan.add_argument("--bandwidth", type=_positive, metavar="GB/S", help="of a broadcast")
+    plan.add_argument("--generate-tokens-per-s", type=_positive, metavar="X", help="of all engines together")
+    plan.add_argument("--train-tokens-per-s", type=_positive, metavar="X", help="of all learner ranks together")
+    plan.add_argument("--run", type=Path, metavar="RUN", dest="measured", help="a run whose rates to take")
+    plan.add_argument("--json", action="store_true", help="every figure, in bytes, tokens and seconds")
+    plan.set_defaults(run=_plan)
+
+
+def _count(text: str) -> int:
+    if (number := int(text)) < 0:
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: 0 or more")
+    return number
+
+
+def _whole(text: str) -> int:
+    if (number := _count(text)) == 0:
+        raise argparse.ArgumentTypeError("got 0; allowed: 1 or more")
+    return number
+
+
+def _positive(text: str) -> float:
+    if not 0 < (number := float(text)) < float("inf"):
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: a number > 0")
+    return number
 
 
 def _train(arguments: argparse.Namespace) -> None:
@@ -131,6 +171,14 @@ def _report(arguments: argparse.Namespace) -> None:
     if not (arguments.folder / "config.yaml").is_file():
         raise ConfigError(f"{arguments.folder}: holds no config.yaml; allowed: the folder of a run, such as runs/local")
     print(f"report: {write_report(arguments.folder)}")
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from uniapl.config import load_config
+    from uniapl.plan.command import run
+
+    config = load_config(arguments.config, arguments.overrides, arguments.method)
+    return run(config, arguments)
 
 
 def _data_model(arguments: argparse.Namespace) -> None:

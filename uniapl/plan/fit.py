@@ -1,0 +1,168 @@
+"""What of a plan does not fit, and which key to change."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from uniapl.config import Config
+from uniapl.plan.engine import EngineMemory, engine_memory
+from uniapl.plan.learner import LearnerModels, learner_parts, loading_bytes
+
+GIB = 1 << 30
+MOST_RANKS = 1024
+USABLE = 0.95
+"""Of a device's memory: the rest is for what no formula knows."""
+
+
+@dataclass(frozen=True)
+class Machines:
+    """What a plan is for. `gpus` 0: CPUs alone; None: as many GPUs as the configuration asks for."""
+
+    gpus: int | None = None
+    node_gpus: int = 8
+    gpu_gib: float = 80.0
+    cpu_gib: float = 16.0
+    """Of the whole machine, where there is no GPU."""
+
+    @property
+    def gpu(self) -> bool:
+        return self.gpus != 0
+
+
+@dataclass(frozen=True)
+class Misfit:
+    """What does not fit, and what to do about it."""
+
+    what: str
+    change: str
+
+    def __str__(self) -> str:
+        return f"what does not fit: {self.what}; change {self.change}"
+
+
+def learner_bytes(config: Config, models: LearnerModels, gpu: bool) -> float:
+    return sum(part.bytes for part in learner_parts(config, models, gpu))
+
+
+def gpus_needed(config: Config) -> int:
+    """One for each learner rank, `rollout.tensor_parallel` for each engine."""
+    engines = config.rollout.actors if config.needs_engine else 0
+    return config.learner.ranks + engines * config.rollout.tensor_parallel
+
+
+def misfits(config: Config, models: LearnerModels, engine: EngineMemory | None, machines: Machines) -> list[Misfit]:
+    """One entry for each thing that does not fit; empty when everything does."""
+    if not machines.gpu:
+        return list(_on_cpu(config, models, engine, machines))
+    found = [*_gpus(config, machines), *_learner(config, models, machines)]
+    return found + (list(_engine(config, models, engine, machines)) if engine else [])
+
+
+def _on_cpu(config: Config, models: LearnerModels, engine: EngineMemory | None, machines: Machines) -> Iterator[Misfit]:
+    """All processes share one machine's memory."""
+    learner = config.learner.ranks * learner_bytes(config, models, gpu=False)
+    engines = config.rollout.actors * sum(part.bytes for part in engine.parts) if engine else 0.0
+    if learner + engines > machines.cpu_gib * GIB:
+        yield Misfit(
+            f"{config.learner.ranks} learner ranks of {learner / config.learner.ranks / GIB:.1f} GiB and "
+            f"engines of {engines / GIB:.1f} GiB into {machines.cpu_gib:.1f} GiB",
+            "learner.micro_batch_rows, learner.row_tokens or rollout.kv_cache_gib to less, or use a larger machine",
+        )
+    if engine and engine.sequences < 1:
+        yield Misfit(
+            "one sequence into the KV cache", f"rollout.kv_cache_gib to more than {config.rollout.kv_cache_gib:g}"
+        )
+
+
+def _gpus(config: Config, machines: Machines) -> Iterator[Misfit]:
+    """Enough of them, and an engine's on one node."""
+    tp, engines = config.rollout.tensor_parallel, config.rollout.actors if config.needs_engine else 0
+    needed = gpus_needed(config)
+    if engines and tp > machines.node_gpus:
+        yield Misfit(
+            f"an engine of {tp} GPUs on a node of {machines.node_gpus}",
+            f"rollout.tensor_parallel to {machines.node_gpus}",
+        )
+    if machines.gpus is not None and needed > machines.gpus:
+        room = machines.gpus - config.learner.ranks
+        change = f"rollout.actors to {room // tp}" if room >= tp > 0 else f"learner.ranks to less than {machines.gpus}"
+        yield Misfit(
+            f"{config.learner.ranks} learner ranks and {engines} engines of {tp} = {needed} GPUs on {machines.gpus}",
+            change,
+        )
+
+
+def _learner(config: Config, models: LearnerModels, machines: Machines) -> Iterator[Misfit]:
+    limit = USABLE * machines.gpu_gib * GIB
+    needed = learner_bytes(config, models, gpu=True)
+    if needed > limit:
+        what = f"a learner rank of {needed / GIB:.1f} GiB on a GPU of {machines.gpu_gib:g} GiB ({USABLE:.0%} usable)"
+        yield Misfit(what, _learner_change(config, models, limit))
+    loading = loading_bytes(config, models, gpu=True)
+    if loading > limit:
+        change = "model.path to a smaller model, or use GPUs with more memory"
+        if config.learner.dtype == "float32":
+            change = "learner.dtype to bfloat16"
+        yield Misfit(
+            f"{loading / GIB:.1f} GiB on each learner rank's GPU while it loads: the model is whole there at first",
+            change,
+        )
+
+
+def _learner_change(config: Config, models: LearnerModels, limit: float) -> str:
+    """The mildest of these, one on top of the other: fewer rows, checkpointing, more ranks, shorter rows."""
+    c = config.learner
+    steps: list[tuple[str, int | bool]] = []
+    if c.micro_batch_rows > 1:
+        steps.append(("micro_batch_rows", 1))
+    if not c.activation_checkpointing:
+        steps.append(("activation_checkpointing", True))
+    ranks = c.ranks
+    while (ranks := 2 * ranks) <= MOST_RANKS:
+        steps.append(("ranks", ranks))
+    d = config.data
+    longest = d.max_prompt_tokens + max(config.rollout.max_tokens, d.max_response_tokens)
+    changed: dict[str, int | bool] = {}
+    for key, value in steps:
+        changed[key] = value
+        if _with(config, models, changed) <= limit:
+            return _words(changed)
+    changed = {key: value for key, value in changed.items() if key != "ranks"} | {"row_tokens": longest}
+    if _with(config, models, changed) <= limit:
+        return _words(changed)
+    return "data.max_response_tokens and rollout.max_tokens to less: no number of ranks makes room for such rows"
+
+
+def _with(config: Config, models: LearnerModels, changed: dict[str, int | bool]) -> float:
+    other = config.model_copy(update={"learner": config.learner.model_copy(update=changed)})
+    return learner_bytes(other, models, gpu=True)
+
+
+def _words(changed: dict[str, int | bool]) -> str:
+    return " and ".join(f"learner.{key} to {str(value).lower()}" for key, value in changed.items())
+
+
+def _engine(config: Config, models: LearnerModels, engine: EngineMemory, machines: Machines) -> Iterator[Misfit]:
+    r, shape = config.rollout, models.policy
+    if shape.heads % r.tensor_parallel:
+        fitting = ", ".join(str(tp) for tp in (1, 2, 4, 8, 16) if shape.heads % tp == 0)
+        yield Misfit(
+            f"{shape.heads} attention heads on {r.tensor_parallel} GPUs", f"rollout.tensor_parallel to {fitting}"
+        )
+    elif engine.kv_tokens < r.max_model_len:  # vLLM does not start then
+        weights = engine.parts[0].bytes / GIB
+        yield Misfit(
+            f"an engine: weights of {weights:.1f} GiB leave a KV cache of {max(0, engine.kv_tokens):,} tokens, "
+            f"one sequence may have {r.max_model_len:,}",
+            _engine_change(config, models, machines),
+        )
+
+
+def _engine_change(config: Config, models: LearnerModels, machines: Machines) -> str:
+    r, tp = config.rollout, config.rollout.tensor_parallel
+    while (tp := 2 * tp) <= machines.node_gpus and models.policy.heads % tp == 0:
+        other = config.model_copy(update={"rollout": r.model_copy(update={"tensor_parallel": tp})})
+        if engine_memory(other, models.policy, machines.gpu_gib * GIB).kv_tokens >= r.max_model_len:
+            return f"rollout.tensor_parallel to {tp}"
+    return "rollout.max_model_len to less, or use GPUs with more memory"
