@@ -178,7 +178,9 @@ class LoggingConfig(Section):
 class ClusterConfig(Section):
     """Where Ray is, and how long anything may take."""
 
-    address: Address = Field("local", description="local: start Ray here; auto or HOST:PORT: join one")
+    address: Address = Field(
+        "local", description="local: start Ray here, or within a Ray job join its cluster; auto or HOST:PORT: join one"
+    )
     object_store_gib: Annotated[float, Field(gt=0)] = 1.0
     start_timeout_s: Seconds = 600.0
     step_timeout_s: Seconds = 1800.0
