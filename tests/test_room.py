@@ -7,11 +7,14 @@ from typing import Any
 
 import pytest
 import yaml
+from ray.util.placement_group import remove_placement_group
 
-from cluster.placement import Site
-from cluster.room import Limit, autoscaler_limit, check_room, needs
+from cluster import room
+from cluster.placement import Site, learner_group
+from cluster.room import Limit, autoscaler_limit, check_room, needs, wait_for_room
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
+from uniapl.runlog import RunError
 
 GPUS = Site(gpu=True)
 HEAD = {"CPU": 16.0}
@@ -89,6 +92,23 @@ def test_the_limit_is_read_where_ray_up_leaves_it(tmp_path: Path) -> None:
     limit = autoscaler_limit(place)
     assert limit is not None and limit.at_most == 5
     assert (limit.most("GPU"), limit.most("CPU"), limit.most("TPU")) == (8 + 4 * 2, 16 + 64 + 4 * 16, 0)
+
+
+def test_what_is_waited_for_is_told_and_for_how_long(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(room, "PATIENCE_S", 1.0)
+    notes: list[str] = []
+    tree = config(ranks=1000).model_dump() | {"cluster": {"start_timeout_s": 3.0}}
+    wanted = Config.model_validate(tree)
+    group = learner_group(wanted, Site())
+    try:
+        with pytest.raises(RunError) as error:
+            wait_for_room(group, wanted, notes.append)
+    finally:
+        remove_placement_group(group)
+    [note] = notes
+    assert note.startswith("waiting for nodes: the learner (learner.ranks: 1000) needs 1000 CPU (of ")
+    assert note.endswith("are free); for at most 3 s (cluster.start_timeout_s)")
+    assert str(error.value).endswith("are free), not there within 3 s (cluster.start_timeout_s)")
 
 
 @pytest.mark.parametrize("text", ["", "[]", "max_workers: x", "a: [", "available_node_types: {}\nmax_workers: 2"])
