@@ -27,16 +27,15 @@ from uniapl.records import MixedBatch, batch_table
 GROUPS_PER_STEP = 32
 
 
-def one_step(queue: Any, hosts: list[Any], step: int, file: Path) -> dict[str, float]:
+def one_step(queue: Any, hosts: list[Any], step: int, file: Path) -> None:
     """What `cluster.step.one_step` does with a batch, less the training."""
     taken = ray.get(queue.next_batch.remote(60.0))
     batch = MixedBatch(step, [packed.group() for packed in taken.groups], taken.demonstrations)
-    metrics = batch_metrics(batch)
+    batch_metrics(batch)
     table = batch_table(batch)
     with pyarrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     ray.get([queue.published.remote(step + 1), *(host.published.remote(step + 1) for host in hosts)])
-    return metrics
 
 
 def memory(queue: Any) -> dict[str, float]:
@@ -65,12 +64,11 @@ def main() -> None:
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for step in range(a.steps):
-            metrics = one_step(queue, hosts, step, Path(folder) / "batch.arrow")
+            one_step(queue, hosts, step, Path(folder) / "batch.arrow")
             if (step + 1) % a.every == 0:
                 ray.get([h.taken.remote() for h in hosts])  # their record of waiting times is not the system's
                 seconds = round(time.perf_counter() - began, 1)
-                stale = round(metrics["staleness/mean"], 2)
-                print(json.dumps({"step": step + 1, **memory(queue), "staleness": stale, "s": seconds}), flush=True)
+                print(json.dumps({"step": step + 1, **memory(queue), "s": seconds}), flush=True)
     stats = ray.get(queue.stats.remote())
     ray.get([h.stop.remote() for h in hosts] + [queue.stop.remote()])
     ray.get(runs)
