@@ -44,7 +44,8 @@ def many_e_faulty(prompt: Prompt, response: str) -> float | str:
         while _word(path) == "hang":
             time.sleep(0.1)
     elif word == "wrong":
-        kind = ["raise", "NaN", "string"][zlib.crc32(response.encode()) % 3]
+        seen = path.with_suffix(".seen")  # a trained model says the same again and again: by turns, not by what it says
+        kind = ["raise", "NaN", "string"][len(seen.read_text().split()) % 3 if seen.exists() else 0]
         _tell(path, kind)
         if kind == "raise":
             raise RuntimeError("the judge is out")
