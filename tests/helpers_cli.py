@@ -7,6 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +68,15 @@ def session_members(leader: int) -> dict[int, str]:
 def shared_memory() -> set[str]:
     """Names in /dev/shm."""
     return set(os.listdir("/dev/shm"))
+
+
+def mapped_shared_memory(processes: Iterable[int]) -> set[str]:
+    """Names in /dev/shm that processes have in their memory."""
+    names: set[str] = set()
+    for pid in processes:
+        with suppress(OSError):
+            names |= {name for name in shared_memory() if f"/dev/shm/{name}\n" in Path(f"/proc/{pid}/maps").read_text()}
+    return names
 
 
 def batch_rows(run: Path) -> list[list[dict[str, Any]]]:

@@ -12,14 +12,13 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from helpers_cli import ROOT, batch_rows, shared_memory, start
+from helpers_cli import ROOT, batch_rows, mapped_shared_memory, shared_memory, start
 from helpers_redis import Server
 from ray.cluster_utils import Cluster
 
@@ -191,11 +190,7 @@ class World:
     def litter(self, before: set[str]) -> list[str]:
         """What is new in /dev/shm and in no process's memory; a neighbour's is mapped by the neighbour."""
         fresh = shared_memory() - before
-        mapped: set[str] = set()
-        for maps in Path("/proc").glob("[0-9]*/maps"):
-            with suppress(OSError):
-                mapped |= {name for name in fresh if f"/dev/shm/{name}" in maps.read_text()}
-        return sorted(fresh - mapped)
+        return sorted(fresh - mapped_shared_memory(psutil.pids()))
 
     def assert_ledger_balances(self, steps: int, groups: int) -> dict[str, Any]:
         """Counters of the whole run over all its lives, from the queue's state in the last checkpoint."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil
-from helpers_cli import ROOT, session_members
+from helpers_cli import ROOT, mapped_shared_memory, session_members
 
 BIN = Path(sys.executable).parent
 UP_S = 90.0
@@ -71,17 +71,21 @@ class RayCluster:
         return found
 
     def kill(self, name: str) -> None:
-        """SIGKILL for all of a node's processes at once, as when its machine goes; also for what it left behind."""
+        """SIGKILL for all of a node's processes at once, as when its machine goes; also for what it left behind.
+
+        What they have of /dev/shm in their memory goes too, as with the machine: nobody is left who could clear it.
+        """
         node = self.nodes.pop(name)
-        for number in (signal.SIGSTOP, signal.SIGKILL):
-            for pid in session_members(node.pid):
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
+        _signal(node.pid, signal.SIGSTOP)
+        shared = mapped_shared_memory(session_members(node.pid))
+        _signal(node.pid, signal.SIGKILL)
         node.wait(timeout=30)
         deadline = time.monotonic() + 30
         while left := session_members(node.pid):
             assert time.monotonic() < deadline, left
             time.sleep(0.1)
+        for segment in shared:
+            Path("/dev/shm", segment).unlink(missing_ok=True)
 
     def ray(self, *words: str, cwd: Path | None = None, timeout: float = 300) -> subprocess.CompletedProcess[str]:
         """A command of Ray's."""
@@ -141,6 +145,12 @@ def _until_up(cluster: RayCluster) -> None:
             log = (cluster.folder / "head.log").read_text()
             assert cluster.nodes["head"].poll() is None and time.monotonic() < deadline, log
         time.sleep(0.5)
+
+
+def _signal(leader: int, number: int) -> None:
+    for pid in session_members(leader):
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _free_port() -> int:
