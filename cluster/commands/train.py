@@ -1,0 +1,27 @@
+"""`uniapl train`."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import Any
+
+from cluster.commands.words import add_config
+
+
+def add(commands: Any) -> None:
+    parser = commands.add_parser("train", help="train as a configuration says")
+    add_config(parser, "run.steps=5 learner.ranks=2", "a YAML file, such as configs/local.yaml")
+    parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: Namespace) -> None:
+    from uniapl.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides, arguments.method)
+    from cluster.checkpoints import full_disk_told
+    from cluster.driver import train
+
+    with full_disk_told(config.run_dir):
+        report = train(config, arguments.resume)
+    print(f"report: {report}")
