@@ -60,7 +60,7 @@ def page() -> str:
     return "\n".join(parts)
 
 
-def keys(section: type[BaseModel] = Config, above: str = "") -> Iterator[tuple[str, FieldInfo]]:
+def all_keys(section: type[BaseModel] = Config, above: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key that holds a value, dotted, in the order of the tree; a term's weight counts as one value."""
     for name, field in section.model_fields.items():
         below = _submodel(field.annotation)
@@ -68,7 +68,7 @@ def keys(section: type[BaseModel] = Config, above: str = "") -> Iterator[tuple[s
             yield above + name, field
         if below is not None and below is not Coefficient:
             inner = f"{above}{name}.N." if isinstance(field.default, list) else f"{above}{name}."
-            yield from keys(below, inner)
+            yield from all_keys(below, inner)
 
 
 def _about(section: type[BaseModel]) -> str:
@@ -79,7 +79,7 @@ def _about(section: type[BaseModel]) -> str:
 
 def _table(section: type[BaseModel], above: str) -> str:
     lines = ["| key | allowed | default | unit | what |", "|---|---|---|---|---|"]
-    for key, field in keys(section, above):
+    for key, field in all_keys(section, above):
         is_weight = _submodel(field.annotation) is Coefficient
         allowed = (
             "a number >= 0, or [a section](#a-terms-weight)"
