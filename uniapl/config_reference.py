@@ -112,9 +112,9 @@ def _unit(key: str) -> str:
 
 
 def _cell(text: str) -> str:
-    for mark in "|*_<[":
+    for mark in "*_[":
         text = text.replace(mark, f"\\{mark}")
-    return text
+    return text.replace("<", "&lt;").replace("|", "&#124;")
 
 
 if __name__ == "__main__":
