@@ -35,9 +35,9 @@ bench: $(STAMP) $(MODEL)/config.json
 	$(BIN)/python benchmarks/objective.py $(ARGS)
 	$(BIN)/python benchmarks/learner_step.py --steps 2 --dtypes bfloat16
 
-docs: $(STAMP) # the site, in build/docs; broken links are errors
+docs: $(STAMP) # the site, in build/docs; broken links are errors (not with --quiet, under which --strict counts nothing)
 	$(BIN)/python -m uniapl.config_reference docs/reference/config.md
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site: build/docs/index.html"
 
 clean:
