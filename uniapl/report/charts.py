@@ -146,7 +146,8 @@ def interval_chart(title: str, rows: Sequence[tuple[str, Interval, str]]) -> Fig
         parts.append(f'<circle class="dot {colour}" cx="{x(interval.value)}" cy="{middle}" r="7"/>')
     text = "; ".join(f"{n} {percent(i.value)}, interval {percent(i.low)} to {percent(i.high)}" for n, i, _ in rows)
     label = escape(f"{title}: {text}", quote=True)
-    return Figure(title, _element(WIDTH, height, f'role="img" aria-label="{label}"', parts))
+    attributes = f'role="img" tabindex="0" aria-label="{label}"'
+    return Figure(title, _element(WIDTH, height, attributes, parts))
 
 
 def rate_bars(rows: Sequence[tuple[Interval, str]]) -> Markup:

@@ -46,3 +46,28 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     show(to);
   });
 }
+// Fills the table of a chart's values when it is opened for the first time.
+for (const details of document.querySelectorAll("details.values")) {
+  details.addEventListener("toggle", () => {
+    if (details.childElementCount > 1) return;
+    const chart = JSON.parse(details.parentElement.querySelector("svg").dataset.chart);
+    const table = document.createElement("table");
+    const row = (into, tag, texts) => {
+      const line = into.insertRow();
+      texts.forEach((text, k) => {
+        const cell = document.createElement(tag === "th" || k === 0 ? "th" : "td");
+        if (cell.tagName === "TH") cell.scope = tag === "th" ? "col" : "row";
+        cell.textContent = text;
+        line.append(cell);
+      });
+    };
+    row(table.createTHead(), "th", ["", ...chart.rows.map((one) => one.name)]);
+    const body = table.createTBody();
+    chart.labels.forEach((label, k) => row(body, "td", [label, ...chart.rows.map((one) => one.text[k])]));
+    const box = document.createElement("div");
+    box.className = "scroll";
+    box.tabIndex = 0;
+    box.append(table);
+    details.append(box);
+  });
+}
