@@ -103,8 +103,9 @@ class Browser:
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
     def picture(self, path: Path, height: int | None = None) -> None:
-        """A PNG of the page from its top down to `height` pixels; by default of the window."""
-        size = self.run("({width: innerWidth, height: innerHeight})")
-        clip = {"x": 0, "y": 0, "width": size["width"], "height": height or size["height"], "scale": 1}
-        found = self.call("Page.captureScreenshot", clip=clip, captureBeyondViewport=True)
-        path.write_bytes(base64.b64decode(found["data"]))
+        """A PNG of the window, or of the page from its top down to `height` pixels."""
+        options: dict[str, Any] = {}
+        if height is not None:
+            clip = {"x": 0, "y": 0, "width": self.run("innerWidth"), "height": height, "scale": 1}
+            options = {"clip": clip, "captureBeyondViewport": True}
+        path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", **options)["data"]))

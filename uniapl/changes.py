@@ -7,8 +7,8 @@ like much evidence. Before and after are resampled alike, as they are of the sam
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,12 +58,12 @@ class Change:
 
 def changes(before: Evaluation | None, after: Evaluation | None) -> list[Change]:
     """Of pass rate, reward and the expert's likelihood, as far as they are there."""
-    found = [_pass_rate(before, after)]
-    for name, unit, better, parts in (
-        ("Reward", "", 1, _rewards),
-        ("Expert's negative log-likelihood", "nats per token", -1, _expert_nll),
-    ):
-        found.append(_change(name, unit, better, *(_mean(e and parts(e)) for e in (before, after))))
+    nll = [_mean(e and _expert_nll(e)) for e in (before, after)]
+    found = [
+        _pass_rate(before, after),
+        _reward(before, after),
+        _change("Expert's negative log-likelihood", "nats per token", -1, *nll),
+    ]
     return [change for change in found if change.before or change.after]
 
 
@@ -74,8 +74,8 @@ def distance_changes(before: Evaluation | None, after: Evaluation | None) -> lis
         ("Response length", "tokens", _lengths),
         ("Token log-probability", "nats", _logprobs),
     ):
-        sides = [e and _whole(values(e)) for e in (before, after)]
-        flat = [np.concatenate(part) for side in sides if side for part in side]
+        sides = [e and values(e) for e in (before, after)]
+        flat = [np.concatenate(part) for side in sides if side for part in (side.policy, side.expert)]
         if not flat:
             continue
         for kind, of, says in (("Wasserstein-1", _Wasserstein(flat), unit), ("Jensen-Shannon", _Shannon(flat), "bits")):
@@ -126,18 +126,36 @@ Sums = tuple[tuple[object, ...], np.ndarray, np.ndarray]
 """Of a mean over prompts: their names, and of each the sum and the count of its values."""
 
 
-def _rewards(e: Evaluation) -> Sums:
+def _reward(before: Evaluation | None, after: Evaluation | None) -> Change:
+    """Of each on all prompts that it scored; their difference on those that both did."""
+    old, new = (_rewards(e) if e else {} for e in (before, after))
+    both = [prompt for prompt in old if prompt in new]
+    paired = (_mean(_reward_sums({prompt: found[prompt] for prompt in both})) for found in (old, new))
+    difference = _change("", "", 1, *paired).difference
+    whole = [_mean(_reward_sums(found)) for found in (old, new)]
+    return replace(_change("Reward", "", 1, *whole), difference=difference)
+
+
+def _rewards(e: Evaluation) -> dict[str, list[float]]:
     values: dict[str, list[float]] = {}
     for sample in e.samples:
         if sample.reward is not None:
             values.setdefault(sample.prompt_id, []).append(sample.reward)
+    return values
+
+
+def _reward_sums(values: dict[str, list[float]]) -> Sums:
     return tuple(values), np.array([np.mean(v) for v in values.values()]), np.ones(len(values))
 
 
 def _expert_nll(e: Evaluation) -> Sums:
-    """By expert response; their lengths name them, since both evaluations are of the same prompts."""
+    """By expert response; the prompts and the lengths tell whether two evaluations are of the same ones."""
     responses = _expert_responses(e)
-    return tuple(map(len, responses)), np.array([-r.sum() for r in responses]), np.array([len(r) for r in responses])
+    return (
+        _names(e) if responses else (),
+        np.array([-r.sum() for r in responses]),
+        np.array([len(r) for r in responses]),
+    )
 
 
 def _expert_responses(e: Evaluation) -> list[np.ndarray]:
@@ -148,11 +166,11 @@ def _expert_responses(e: Evaluation) -> list[np.ndarray]:
 
 
 def _mean(sums: Sums | None) -> _Estimate | None:
-    if sums is None or not len(sums[0]):
+    if sums is None or not len(sums[1]):
         return None
     units, total, count = sums
-    weights = _resamples(len(units))
-    return _Estimate(float(total.sum() / count.sum()), weights @ total / (weights @ count), units, len(units))
+    weights = _resamples(len(total))
+    return _Estimate(float(total.sum() / count.sum()), weights @ total / (weights @ count), units, len(total))
 
 
 def _resamples(units: int) -> np.ndarray:
@@ -161,21 +179,30 @@ def _resamples(units: int) -> np.ndarray:
     return draw.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
 
 
-Sides = tuple[list[np.ndarray], list[np.ndarray]]
-"""The values of each prompt's samples, and of each expert response."""
+class Sides(NamedTuple):
+    """The values of each prompt's samples and of each expert response, and what tells the prompts from others."""
+
+    policy: list[np.ndarray]
+    expert: list[np.ndarray]
+    units: tuple[object, ...]
 
 
-def _lengths(e: Evaluation) -> Sides:
-    return _by_prompt(e, lambda s: [s.tokens]), [np.array([float(n)]) for n in e.expert_lengths]
+def _lengths(e: Evaluation) -> Sides | None:
+    return _sides(e, lambda s: [s.tokens], [np.array([float(n)]) for n in e.expert_lengths])
 
 
-def _logprobs(e: Evaluation) -> Sides:
-    return _by_prompt(e, lambda s: s.token_logprobs), _expert_responses(e)
+def _logprobs(e: Evaluation) -> Sides | None:
+    return _sides(e, lambda s: s.token_logprobs, _expert_responses(e))
 
 
-def _whole(sides: Sides) -> Sides | None:
+def _sides(e: Evaluation, values: Callable[[EvaluatedSample], list[Any]], expert: list[np.ndarray]) -> Sides | None:
     """None where the policy or the expert has no values."""
-    return sides if all(sides) else None
+    policy = _by_prompt(e, values)
+    return Sides(policy, expert, _names(e)) if policy and expert else None
+
+
+def _names(e: Evaluation) -> tuple[object, ...]:
+    return (*dict.fromkeys(sample.prompt_id for sample in e.samples), *e.expert_lengths)
 
 
 def _by_prompt(e: Evaluation, values: Callable[[EvaluatedSample], list[Any]]) -> list[np.ndarray]:
@@ -193,10 +220,10 @@ class _Wasserstein:
         self._points = np.unique(np.quantile(everything, np.linspace(0, 1, POINTS), method="nearest"))
 
     def __call__(self, sides: Sides) -> _Estimate:
-        policy, expert = ([np.searchsorted(np.sort(v), self._points, "right") for v in side] for side in sides)
-        gaps = np.abs(_shares(policy, _sizes(sides[0])) - _shares(expert, _sizes(sides[1])))
-        value = wasserstein_1(*(np.concatenate(side).tolist() for side in sides))
-        return _Estimate(value, gaps[:, :-1] @ np.diff(self._points), _units(sides), len(sides[0]), least=0.0)
+        policy, expert = ([np.searchsorted(np.sort(v), self._points, "right") for v in side] for side in sides[:2])
+        gaps = np.abs(_shares(policy, _sizes(sides.policy)) - _shares(expert, _sizes(sides.expert)))
+        value = wasserstein_1(*(np.concatenate(side).tolist() for side in sides[:2]))
+        return _Estimate(value, gaps[:, :-1] @ np.diff(self._points), sides.units, len(sides.policy), least=0.0)
 
 
 class _Shannon:
@@ -206,11 +233,11 @@ class _Shannon:
         self._edges = shared_edges([values.tolist() for values in flat])
 
     def __call__(self, sides: Sides) -> _Estimate:
-        value = jensen_shannon(*(histogram(np.concatenate(side).tolist(), self._edges) for side in sides))
-        clipped = [[np.clip(v, self._edges[0], self._edges[-1]) for v in side] for side in sides]
+        value = jensen_shannon(*(histogram(np.concatenate(side).tolist(), self._edges) for side in sides[:2]))
+        clipped = [[np.clip(v, self._edges[0], self._edges[-1]) for v in side] for side in sides[:2]]
         policy, expert = ([np.histogram(v, self._edges)[0] for v in side] for side in clipped)
-        resampled = _jensen_shannon(_shares(policy, _sizes(sides[0])), _shares(expert, _sizes(sides[1])))
-        return _Estimate(value, resampled, _units(sides), len(sides[0]), least=0.0)
+        resampled = _jensen_shannon(_shares(policy, _sizes(sides.policy)), _shares(expert, _sizes(sides.expert)))
+        return _Estimate(value, resampled, sides.units, len(sides.policy), least=0.0)
 
 
 def _shares(counts: list[np.ndarray], sizes: np.ndarray) -> np.ndarray:
@@ -221,11 +248,6 @@ def _shares(counts: list[np.ndarray], sizes: np.ndarray) -> np.ndarray:
 
 def _sizes(side: list[np.ndarray]) -> np.ndarray:
     return np.array([len(values) for values in side], dtype=float)
-
-
-def _units(sides: Sides) -> tuple[object, ...]:
-    """What tells whether two evaluations are of the same prompts: the number of them, and the expert's lengths."""
-    return (len(sides[0]), *(len(values) for values in sides[1]))
 
 
 def _jensen_shannon(p: np.ndarray, q: np.ndarray) -> np.ndarray:
