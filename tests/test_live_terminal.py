@@ -13,6 +13,7 @@ import subprocess
 import sys
 import termios
 import time
+from contextlib import suppress
 
 import pyte
 import pytest
@@ -55,9 +56,10 @@ def set_size(terminal: int, lines: int, columns: int) -> None:
 
 def read_for(terminal: int, stream: pyte.ByteStream, seconds: float) -> None:
     end = time.monotonic() + seconds
-    while (left := end - time.monotonic()) > 0:
-        if select.select([terminal], [], [], left)[0]:
-            stream.feed(os.read(terminal, 65536))
+    with suppress(OSError):  # the program has ended
+        while (left := end - time.monotonic()) > 0:
+            if select.select([terminal], [], [], left)[0]:
+                stream.feed(os.read(terminal, 65536))
 
 
 def shown(screen: pyte.Screen) -> str:
@@ -84,14 +86,14 @@ def test_a_resized_terminal_shows_one_whole_table_and_its_notes() -> None:
         else:
             screen.resize(40, columns)
         set_size(ours, 40, columns)
-        read_for(ours, stream, 1.0)
+        read_for(ours, stream, 0.7)
         text = shown(screen)
         assert [text.count(part) for part in ("─ UniAPL ─", "step 3/9", "note 1", "note 3")] == [1, 1, 1, 1], text
         assert text.count("╭") == text.count("╯") == 1, text
         edges = {len(line) for line in text.splitlines() if line[:1] in "╭│╰" and line}
         assert edges == {columns}, text
     os.write(ours, b"\n")
-    read_for(ours, stream, 1.0)
+    read_for(ours, stream, 0.7)
     assert program.wait(20) == 0 and "the end" in shown(screen) and not screen.cursor.hidden
     os.close(ours)
 

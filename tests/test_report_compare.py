@@ -22,7 +22,7 @@ def runs(tmp_path_factory):
     first, second = write_run(folder / "first"), write_run(folder / "second", steps=12, seed=3)
     tree = yaml.safe_load((second / "config.yaml").read_text())
     tree["learner"]["learning_rate"] = 3e-4
-    tree["reward"]["redis_url"] = "redis://user:secret@cache.example:6379/0"
+    tree["reward"]["redis_url"] = "redis://user:secret@other.example:6379/0"
     (second / "config.yaml").write_text(yaml.safe_dump(tree))
     (second / "versions.json").write_text(json.dumps({"torch": "2.14.0"}))
     return [first, second, write_run(folder / "third", steps=5, evaluations=(), sft=True)]
@@ -62,7 +62,7 @@ def test_of_settings_and_versions_only_what_differs_is_told(page):
     assert "objective.preference.weight" in settings  # of the third
     assert "model.path" not in settings and "run.name" not in settings
     assert "torch" in settings and "2.14.0" in settings
-    assert "secret" not in page.text and "redis://***@cache.example:6379/0" in settings
+    assert "secret" not in page.text and "redis://***@other.example:6379/0" in settings
 
 
 def test_samples_whose_outcomes_differ_stand_side_by_side(runs, page):
@@ -80,14 +80,13 @@ def test_runs_of_one_name_are_told_apart_and_of_one_setting_said_to_be_so(tmp_pa
     assert "the configurations are the same" in text and "The versions are the same" in text
 
 
-@pytest.mark.parametrize("text", [HOSTILE[2], HOSTILE[5], HOSTILE[12]])
-def test_hostile_text_makes_no_element_or_attribute(tmp_path, text):
+def test_hostile_text_makes_no_element_or_attribute(tmp_path):
     def tags(word):
         folder = tmp_path / str(len(word))
         made = write_comparison([run_with(folder / name, word) for name in ("x", "y")])
         return [(tag, sorted(attrs)) for tag, attrs in Page(made.read_text(encoding="utf-8")).tags]
 
-    assert tags(text) == tags("harmless")
+    assert tags(" ".join(HOSTILE)) == tags("harmless")
 
 
 def test_the_command_writes_where_it_is_told_and_says_so(runs, tmp_path, capsys):

@@ -126,8 +126,8 @@ def test_every_chart_is_reached_by_tab_and_read_by_arrows_and_as_a_table(
 
     browser.run(f"{CHART}.focus()")
     browser.press("Tab")
-    browser.run("window.before = document.activeElement; document.activeElement.parentElement.open")
     browser.press("Enter")
+    browser.run("new Promise((done) => setTimeout(done, 100))")  # the table is made after the key
     table = browser.run("document.activeElement.parentElement.querySelector('table').innerText")
     chart = browser.run(f"JSON.parse({CHART}.dataset.chart)")
     assert len(table.splitlines()) == 31 and chart["rows"][0]["text"][6] in table

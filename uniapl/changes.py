@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from uniapl.analysis import (
 )
 
 RESAMPLES = 500
-POINTS = 1024
+POINTS = 256
 """At most so many places at which a resample's distribution functions are compared."""
 FEW = 8
 """With fewer prompts nothing is called a change: resamples of a handful are too much alike."""
@@ -173,6 +174,7 @@ def _mean(sums: Sums | None) -> _Estimate | None:
     return _Estimate(float(total.sum() / count.sum()), weights @ total / (weights @ count), units, len(total))
 
 
+@lru_cache(maxsize=8)
 def _resamples(units: int) -> np.ndarray:
     """How often each unit is drawn in each resample, [RESAMPLES, units]; the same at every call."""
     draw = np.random.default_rng(0)
@@ -234,10 +236,14 @@ class _Shannon:
 
     def __call__(self, sides: Sides) -> _Estimate:
         value = jensen_shannon(*(histogram(np.concatenate(side).tolist(), self._edges) for side in sides[:2]))
-        clipped = [[np.clip(v, self._edges[0], self._edges[-1]) for v in side] for side in sides[:2]]
-        policy, expert = ([np.histogram(v, self._edges)[0] for v in side] for side in clipped)
+        policy, expert = ([self._counts(values) for values in side] for side in sides[:2])
         resampled = _jensen_shannon(_shares(policy, _sizes(sides.policy)), _shares(expert, _sizes(sides.expert)))
         return _Estimate(value, resampled, sides.units, len(sides.policy), least=0.0)
+
+    def _counts(self, values: np.ndarray) -> np.ndarray:
+        """Values in each bin, [bins]; what lies outside counts in the outermost ones."""
+        places = np.searchsorted(self._edges, values, side="right") - 1
+        return np.bincount(np.clip(places, 0, len(self._edges) - 2), minlength=len(self._edges) - 1)
 
 
 def _shares(counts: list[np.ndarray], sizes: np.ndarray) -> np.ndarray:

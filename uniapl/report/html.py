@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -27,18 +28,28 @@ def write_page(path: Path, template: str, **values: Any) -> Path:
 
 def fill(template: str, **values: Any) -> str:
     """The page as text. Whatever is not Markup is escaped."""
+    script, style = ((FOLDER / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
+    return (
+        _environment()
+        .get_template(template)
+        .render(
+            style=Markup(style),  # noqa: S704 (our own file)
+            script=Markup(script),  # noqa: S704 (our own file)
+            style_hash=_policy_hash(style),
+            script_hash=_policy_hash(script),
+            **values,
+        )
+    )
+
+
+@lru_cache(maxsize=1)
+def _environment() -> Environment:
+    """With the templates it has compiled."""
     environment = Environment(
         loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_visible
     )
     environment.filters |= {"percent": percent, "points": points, "clock": clock, "compact": compact, "shown": shown}
-    script, style = ((FOLDER / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
-    return environment.get_template(template).render(
-        style=Markup(style),  # noqa: S704 (our own file)
-        script=Markup(script),  # noqa: S704 (our own file)
-        style_hash=_policy_hash(style),
-        script_hash=_policy_hash(script),
-        **values,
-    )
+    return environment
 
 
 def _policy_hash(text: str) -> str:
