@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from uniapl.analysis import Comparison, Evaluation, Interval, compare_lengths, compare_logprobs
+from uniapl.metrics import OLDEST
 from uniapl.report.axes import Format, compact, percent
 from uniapl.report.charts import Figure, Series, band_chart, histogram_chart, line_chart, rate_bars, stacked_chart
 
@@ -272,7 +273,8 @@ def staleness_figures(metrics: Metrics) -> list[Figure]:
         {key for record in metrics for key in record if re.fullmatch(r"staleness/age_\d{1,3}", key)},
         key=lambda key: int(key.removeprefix("staleness/age_")),
     )
-    layers = [series(metrics, key, f"age {key[14:]}", COLOURS[i % len(COLOURS)]) for i, key in enumerate(ages)]
+    names = [f"age {key[14:]}" + (" or more" if key[14:] == str(OLDEST) else "") for key in ages]
+    layers = [series(metrics, key, name, COLOURS[i % 6]) for i, (key, name) in enumerate(zip(ages, names, strict=True))]
     by_age = stacked_chart("Tokens by age", layers, "of tokens", percent)
     drawn = line_figures(metrics, STALENESS)
     return drawn[:1] + ([by_age] if by_age else []) + drawn[1:]
