@@ -102,6 +102,10 @@ class Browser:
         """Move the pointer to a place of the window, in pixels."""
         self.call("Input.dispatchMouseEvent", type="mouseMoved", x=x, y=y)
 
+    def tap(self, x: float, y: float) -> None:
+        """A short touch of a place of the window, in pixels, with the mouse events that a browser makes of it."""
+        self.call("Input.synthesizeTapGesture", x=x, y=y, gestureSourceType="touch")
+
     def picture(self, path: Path, height: int | None = None) -> None:
         """A PNG of the window, or of the page from its top down to `height` pixels."""
         options: dict[str, Any] = {}

@@ -149,6 +149,32 @@ def test_on_a_phone_nothing_is_wider_than_the_screen(browser: Browser, page: Pat
     assert min(browser.run(text)) > 9  # pixels of a line
 
 
+def test_a_finger_on_a_chart_shows_its_values_until_it_touches_another_place(
+    browser: Browser, pages: dict[str, Path]
+) -> None:
+    browser.open(pages["report"], 390, 844, phone=True)
+    browser.call("Emulation.setTouchEmulationEnabled", enabled=True)
+    try:
+        for chart in range(2):
+            one = f"document.querySelectorAll('#training svg[data-chart]')[{chart}]"
+            browser.run(f"{one}.scrollIntoView({{block: 'center'}})")
+            box = browser.run(
+                f"(({{left, top, width, height}}) => [left, top, width, height])({one}.getBoundingClientRect())"
+            )
+            browser.tap(box[0] + box[2] / 2, box[1] + box[3] / 2)
+            row = browser.run(f"JSON.parse({one}.dataset.chart).rows[0]")
+            step = int(browser.run(TIP).splitlines()[0].removeprefix("step "))
+            assert 10 < step < 20 and f"{row['name']} {row['text'][step - 1]}" in browser.run(TIP)
+            edges = browser.run(
+                "(({left, right}) => [left, right])(document.getElementById('tip').getBoundingClientRect())"
+            )
+            assert 0 <= edges[0] < edges[1] <= 390
+        browser.tap(5, 5)
+        assert browser.run(TIP) == ""
+    finally:
+        browser.call("Emulation.setTouchEmulationEnabled", enabled=False)
+
+
 @pytest.mark.parametrize("dark", [False, True])
 def test_text_stands_out_from_its_ground_in_light_and_in_dark(browser: Browser, page: Path, dark: bool) -> None:
     browser.open(page, dark=dark)

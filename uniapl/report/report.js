@@ -1,12 +1,16 @@
 "use strict";
 // Shows the values of a chart at the pointer, or at the arrow keys' position where the chart has the focus.
 const tip = document.getElementById("tip");
+let told = null; // the chart whose values are shown
 for (const svg of document.querySelectorAll("svg[data-chart]")) {
   const chart = JSON.parse(svg.dataset.chart);
   const cursor = svg.querySelector(".cursor");
   const view = svg.viewBox.baseVal;
   let index = chart.px.length - 1;
-  const hide = () => { tip.hidden = true; cursor.setAttribute("visibility", "hidden"); };
+  const hide = () => {
+    cursor.setAttribute("visibility", "hidden");
+    if (told === svg) { tip.hidden = true; told = null; }
+  };
   const show = (place) => {
     index = Math.min(chart.px.length - 1, Math.max(0, place));
     cursor.setAttribute("transform", `translate(${chart.px[index]} 0)`);
@@ -22,20 +26,24 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     });
     tip.replaceChildren(title, ...rows);
     tip.hidden = false;
+    told = svg;
     const box = svg.getBoundingClientRect();
     const x = box.left + chart.px[index] / view.width * box.width;
     const left = x + 12 + tip.offsetWidth > innerWidth ? x - 12 - tip.offsetWidth : x + 12;
     tip.style.left = `${Math.max(4, left)}px`;
     tip.style.top = `${Math.min(innerHeight - tip.offsetHeight - 4, Math.max(4, box.top + 8))}px`;
   };
-  svg.addEventListener("pointermove", (event) => {
+  const point = (event) => {
     const box = svg.getBoundingClientRect();
     const x = (event.clientX - box.left) / box.width * view.width;
     let nearest = 0;
     chart.px.forEach((px, k) => { if (Math.abs(px - x) < Math.abs(chart.px[nearest] - x)) nearest = k; });
     show(nearest);
-  });
-  svg.addEventListener("pointerleave", hide);
+  };
+  svg.addEventListener("pointerdown", point);
+  svg.addEventListener("pointermove", point);
+  // What a finger has shown stays until it touches something else, which takes the focus away.
+  svg.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") hide(); });
   svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) show(index); });
   svg.addEventListener("blur", hide);
   svg.addEventListener("keydown", (event) => {
