@@ -59,7 +59,7 @@ class Change:
 
 def changes(before: Evaluation | None, after: Evaluation | None) -> list[Change]:
     """Of pass rate, reward and the expert's likelihood, as far as they are there."""
-    nll = [_mean(e and _expert_nll(e)) for e in (before, after)]
+    nll = [_mean(_expert_nll(e) if e else None) for e in (before, after)]
     found = [
         _pass_rate(before, after),
         _reward(before, after),
@@ -75,12 +75,14 @@ def distance_changes(before: Evaluation | None, after: Evaluation | None) -> lis
         ("Response length", "tokens", _lengths),
         ("Token log-probability", "nats", _logprobs),
     ):
-        sides = [e and values(e) for e in (before, after)]
+        sides = [values(e) if e else None for e in (before, after)]
         flat = [np.concatenate(part) for side in sides if side for part in (side.policy, side.expert)]
         if not flat:
             continue
         for kind, of, says in (("Wasserstein-1", _Wasserstein(flat), unit), ("Jensen-Shannon", _Shannon(flat), "bits")):
-            found.append(_change(f"{name}: {kind} to the expert", says, -1, *(side and of(side) for side in sides)))
+            found.append(
+                _change(f"{name}: {kind} to the expert", says, -1, *(of(side) if side else None for side in sides))
+            )
     return found
 
 
@@ -114,13 +116,13 @@ def _change(name: str, unit: str, better: int, old: _Estimate | None, new: _Esti
     difference = None
     if old is not None and new is not None and old.units == new.units:
         difference = _interval(new.value - old.value, new.resampled - old.resampled, new.count)
-    return Change(name, unit, better, old and old.interval, new and new.interval, difference)
+    return Change(name, unit, better, old.interval if old else None, new.interval if new else None, difference)
 
 
 def _pass_rate(before: Evaluation | None, after: Evaluation | None) -> Change:
     old, new = (e.pass_rate if e else None for e in (before, after))
     paired = paired_difference(before, after) if before and after else None
-    return Change("Pass rate", "of prompts", 1, old, new, paired and paired.difference)
+    return Change("Pass rate", "of prompts", 1, old, new, paired.difference if paired else None)
 
 
 Sums = tuple[tuple[object, ...], np.ndarray, np.ndarray]
@@ -177,7 +179,7 @@ def _mean(sums: Sums | None) -> _Estimate | None:
 @lru_cache(maxsize=8)
 def _resamples(units: int) -> np.ndarray:
     """How often each unit is drawn in each resample, [RESAMPLES, units]; the same at every call."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(units)  # other draws for another number of units
     return draw.multinomial(units, np.full(units, 1 / units), size=RESAMPLES).astype(float)
 
 

@@ -1,7 +1,8 @@
 "use strict";
 // Shows the values of a chart at the pointer, or at the arrow keys' position where the chart has the focus.
 const tip = document.getElementById("tip");
-let told = null; // the chart whose values are shown
+let told = null; // the chart whose values are shown, and what hides them
+document.addEventListener("pointerdown", (event) => { if (told && !told.svg.contains(event.target)) told.hide(); });
 for (const svg of document.querySelectorAll("svg[data-chart]")) {
   const chart = JSON.parse(svg.dataset.chart);
   const cursor = svg.querySelector(".cursor");
@@ -9,7 +10,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
   let index = chart.px.length - 1;
   const hide = () => {
     cursor.setAttribute("visibility", "hidden");
-    if (told === svg) { tip.hidden = true; told = null; }
+    if (told?.svg === svg) { tip.hidden = true; told = null; }
   };
   const show = (place) => {
     index = Math.min(chart.px.length - 1, Math.max(0, place));
@@ -26,7 +27,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
     });
     tip.replaceChildren(title, ...rows);
     tip.hidden = false;
-    told = svg;
+    told = { svg, hide };
     const box = svg.getBoundingClientRect();
     const x = box.left + chart.px[index] / view.width * box.width;
     const left = x + 12 + tip.offsetWidth > innerWidth ? x - 12 - tip.offsetWidth : x + 12;
@@ -42,7 +43,7 @@ for (const svg of document.querySelectorAll("svg[data-chart]")) {
   };
   svg.addEventListener("pointerdown", point);
   svg.addEventListener("pointermove", point);
-  // What a finger has shown stays until it touches something else, which takes the focus away.
+  // What a finger has shown stays until it touches something else.
   svg.addEventListener("pointerleave", (event) => { if (event.pointerType !== "touch") hide(); });
   svg.addEventListener("focus", () => { if (svg.matches(":focus-visible")) show(index); });
   svg.addEventListener("blur", hide);
