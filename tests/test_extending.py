@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import ast
-import os
-import subprocess
-import sys
+import runpy
 from pathlib import Path
 
 import pytest
@@ -32,8 +30,10 @@ KEY = "objective.adversarial.discriminator"
 def config(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Config:
     """The example's configuration with a tiny model, and the shards that its own program wrote."""
     folder = tmp_path_factory.mktemp("own_task")
-    environment = os.environ | {"PYTHONPATH": f"{ROOT}:{EXAMPLE}"}
-    subprocess.run([sys.executable, "-m", "my_task.prompts"], cwd=folder, env=environment, check=True, timeout=60)
+    with pytest.MonkeyPatch.context() as patch:  # as `python -m my_task.prompts` in this folder does it
+        patch.chdir(folder)
+        patch.syspath_prepend(EXAMPLE)
+        runpy.run_module("my_task.prompts", run_name="__main__")
     shards = [f"data.{name}=['{folder / name}.parquet']" for name in ("train", "heldout")]
     return load_config(EXAMPLE / "config.yaml", [f"model.path={tiny}", *shards])
 
