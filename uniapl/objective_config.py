@@ -113,6 +113,15 @@ class CotrainedDiscriminator(Section):
     warmup_steps: NonNegative = Field(10, description="steps it learns before the adversarial term counts")
 
 
+DiscriminatorName = Annotated[
+    str,
+    Field(
+        pattern=r"^(none|embedding|reference_reward|cotrained|[A-Za-z_][A-Za-z_0-9.]*:[A-Za-z_][A-Za-z_0-9]*)$",
+        title="'none' or 'embedding' or 'reference_reward' or 'cotrained' or the user's own module:Class",
+    ),
+]
+
+
 class AdversarialTerm(Section):
     """L_adv: the same surrogate on advantages of the expert score, with its own clip and average."""
 
@@ -122,7 +131,7 @@ class AdversarialTerm(Section):
     advantage_std: bool = Field(True, description="divide by the group's standard deviation of expert scores")
     average: Average = "token"
     as_reward: bool = Field(False, description="add weight x expert score to the reward instead of a term of its own")
-    discriminator: Literal["none", "embedding", "reference_reward", "cotrained"] = Field(
+    discriminator: DiscriminatorName = Field(
         "none", description="what gives the expert score; needed when the weight is > 0"
     )
     encoder: Text = Field(
@@ -259,7 +268,7 @@ def _adversarial_conflicts(adversarial: AdversarialTerm, preference: PreferenceT
     if adversarial.discriminator == "none":
         found.append(
             f"{key}.discriminator: got 'none'; "
-            "allowed: 'embedding', 'reference_reward' or 'cotrained' when the weight is > 0"
+            "allowed: 'embedding', 'reference_reward', 'cotrained' or module:Class when the weight is > 0"
         )
     if adversarial.discriminator == "reference_reward" and adversarial.reward_model is None:
         found.append(f"{key}.reward_model: got null; allowed: a folder when the discriminator is 'reference_reward'")
