@@ -12,7 +12,7 @@ from rich.console import Console
 
 from uniapl.data.importing.job import run_import
 from uniapl.data.importing.ledger import Ledger
-from uniapl.data.importing.progress import Bar
+from uniapl.data.progress import Bar
 from uniapl.data.importing.records import Request
 from uniapl.data.reader import Row, ShardReader
 

@@ -74,9 +74,9 @@ def _add_inspect(parts: Any) -> None:
 def run_import(arguments: Namespace) -> int:
     from uniapl.config_errors import ConfigError
     from uniapl.data.importing.job import run_import as run
-    from uniapl.data.importing.progress import Bar
     from uniapl.data.importing.records import Request
     from uniapl.data.importing.summary import summary
+    from uniapl.data.progress import Bar
 
     a = arguments
     if (a.model is None) != (a.max_response_tokens is None):

@@ -11,11 +11,11 @@ from uniapl.data.importing.files import ENDINGS, FileSource
 from uniapl.data.importing.formats import Format, format_of
 from uniapl.data.importing.hub import PREFIX, HubSource
 from uniapl.data.importing.ledger import Counts, Ledger, alone_in, forget, open_ledger
-from uniapl.data.importing.progress import EVERY, Bar
 from uniapl.data.importing.records import Request, Source
 from uniapl.data.importing.rows import RowMaker, prompt_key
 from uniapl.data.importing.scan import scan
 from uniapl.data.importing.shards import PART, Shard
+from uniapl.data.progress import EVERY, Bar
 from uniapl.data.reader import expand
 
 

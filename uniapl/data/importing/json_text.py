@@ -66,7 +66,7 @@ def _lines(path: Path, text: IO[bytes], raw: IO[bytes], start: int) -> Iterator[
         if line.strip():
             row += 1
             if row >= start:
-                yield Record(row, f"{path}: row {row} (line {number})", _parsed(line), raw.tell())
+                yield Record(row, f"{path}: row {row} (line {number})", _parsed(line.rstrip()), raw.tell())
 
 
 def _parsed(text: bytes) -> dict[str, Any] | DataError:
