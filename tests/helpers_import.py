@@ -12,8 +12,8 @@ from rich.console import Console
 
 from uniapl.data.importing.job import run_import
 from uniapl.data.importing.ledger import Ledger
-from uniapl.data.progress import Bar
 from uniapl.data.importing.records import Request
+from uniapl.data.progress import Bar
 from uniapl.data.reader import Row, ShardReader
 
 

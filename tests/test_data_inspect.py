@@ -108,7 +108,8 @@ def test_rows_are_shown_as_the_model_sees_them(data: Path) -> None:
     assert lines.count(f"prompt: {PROMPT}") == 2
     assert "response: ⟦world <|im_end|>⟧" in lines
     assert {"chosen: ⟦world <|im_end|>⟧", "rejected: ⟦hello <|im_end|>⟧"} <= set(lines)
-    assert "schema  id string, messages list<struct<role: string, content: string>>, response string" in plain
+    schema = "schema id string, messages list<struct<role: string, content: string>>, response string, verifier string"
+    assert f"{schema}, source string" in " ".join(plain.split())
     coloured = printed([data / "pairs/train-*.arrow"], data / "model", force_terminal=True, color_system="standard")
     assert "\x1b[1;32mworld <|im_end|>\x1b[0m" in coloured
     assert f"\x1b[2m{PROMPT}\x1b[0m" in coloured
@@ -126,7 +127,7 @@ def test_a_row_cannot_command_the_terminal(tmp_path: Path) -> None:
     path = write_ipc(tmp_path / "a.arrow", [row(0, response="red\x1b[31m\u202e\tend\n" + "x" * 3000)])
     found = printed([path])
     assert "response: ⟦red\\x1b[31m\\u202e" in found
-    assert "… (1,017 characters more)" in " ".join(found.split())
+    assert "… (1,014 characters more)" in " ".join(found.split())
     assert not {"\x1b", "\u202e"} & set(found)
 
 
@@ -137,7 +138,7 @@ def test_what_is_no_shard_is_one_line_and_status_2(
     for arguments, message in {
         (tmp_path / "a.arrow",): f"{tmp_path}/a.arrow: neither Arrow nor Parquet, or damaged: ",
         (tmp_path / "b.arrow",): f"{tmp_path}/b.arrow: no such file; allowed: existing .arrow or .parquet files",
-        (data / "chats/*.arrow", "--model", tmp_path): f"{tmp_path}: no readable tokenizer",
+        (data / "chats/*.arrow", "--model", "none"): "none: no such folder; allowed: a Hugging Face folder with a",
     }.items():
         assert main(["data", "inspect", *map(str, arguments)]) == 2
         [line] = capsys.readouterr().err.strip().splitlines()
