@@ -99,7 +99,7 @@ def _message(message: Any, where: str) -> dict[str, str]:
         texts = [part.get("text") if isinstance(part, dict) else part for part in content]
         if not all(isinstance(part, str) for part in texts):
             raise DataError(f"column {where}: a part that is no text; allowed: text", "wrong type")
-        content = "".join(texts)
+        content = "".join(map(str, texts))
     return {"role": _ROLES[role.lower()], "content": text(content, where, "message")}
 
 

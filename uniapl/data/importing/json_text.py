@@ -23,7 +23,7 @@ _INSIDE = re.compile(rb"[\\\"]")
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[tuple[IO[bytes], IO[bytes]]]:
+def opened(path: Path) -> Iterator[tuple[Any, IO[bytes]]]:
     """The file's bytes, unpacked where it ends in .gz, and the file itself, whose position tells how far it is read."""
     with path.open("rb") as raw:
         if path.suffix == ".gz":

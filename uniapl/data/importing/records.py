@@ -65,7 +65,7 @@ class Request:
     verifier: str | None = None
     """Column of what the reward functions judge by."""
     verifier_is: Literal["object", "answer", "number"] = "object"
-    """Which is the verifier, a JSON object, itself; a text that is its `answer`; one whose last number is."""
+    """It is the verifier, a JSON object, itself; the text of its `answer`; a number that is, perhaps behind `####`."""
     on_bad_row: Literal["error", "skip"] = "error"
     rows_per_shard: int = 50_000
     shards: int | None = None

@@ -84,14 +84,16 @@ def _answer(value: Any, column: str) -> str:
 
 
 def _number(value: Any, column: str) -> str:
-    """The last number, as the reward `math` reads it: a solution may stand before it."""
-    from uniapl.rewards.answers import last_number
+    """The number, as the reward `math` reads it; a solution may stand before it and `####`, as in GSM8K."""
+    from uniapl.rewards.answers import only_number
 
+    allowed = "allowed: a number alone, or behind '####'"
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise DataError(f"column {column}: {kind(value)}; allowed: a number, or text that ends with one", "no number")
-    number = last_number(str(value))
+        raise DataError(f"column {column}: {kind(value)}; {allowed}", "no number")
+    said = str(value).rsplit("####", 1)[-1]
+    number = only_number(said)
     if number is None:
-        raise DataError(f"column {column}: no number in it; allowed: one at its end", "no number")
+        raise DataError(f"column {column}: got {said!r:.80}; {allowed}", "no number")
     return json.dumps({"answer": str(number)})
 
 

@@ -13,7 +13,9 @@ def summary(ledger: Ledger, folder: Path) -> str:
     counts, names = ledger.counts, [file["name"] for file in ledger.files]
     lines = [f"{source['name']}: format {source['format']}" for source in ledger.inputs]
     prompts = f", of which {counts.without_response:,} are prompts alone" if counts.without_response else ""
-    lines.append(f"{counts.imported:,} training rows{prompts} in {ledger.shards} shards of {folder}")
+    lines.append(
+        f"{counts.imported:,} training rows{prompts} in {ledger.shards} shard{'s' * (ledger.shards > 1)} of {folder}"
+    )
     if counts.pairs:
         lines.append(f"{counts.pairs:,} preference pairs in comparisons-*.arrow")
     if HELDOUT in names:
