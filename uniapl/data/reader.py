@@ -179,7 +179,7 @@ class _IpcFile:
         rows = []
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
-            _check_structure(batch)
+            check_structure(batch)
             rows.append(batch.num_rows)
         ends = list(itertools.accumulate(rows))
         self.rows = ends[-1] if ends else 0
@@ -233,7 +233,7 @@ def _check_size(path: Path, block: str, size: int) -> None:
         )
 
 
-def _check_structure(batch: pa.RecordBatch) -> None:
+def check_structure(batch: pa.RecordBatch) -> None:
     """Check every offset against its buffer, but not yet whether texts are UTF-8: that is one row's fault.
 
     Raises:
@@ -252,7 +252,9 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
         return pa.list_(kind.value_field.with_type(_as_bytes(kind.value_type)))
     if pa.types.is_large_list(kind):
         return pa.large_list(kind.value_field.with_type(_as_bytes(kind.value_type)))
-    return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    return pa.binary() if pa.types.is_string(kind) else kind
 
 
 def _values(path: Path, row: int, columns: list[str], block: Any, offset: int) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from uniapl.data.errors import DataError
 from uniapl.data.importing.json_text import MAX_ROW_BYTES, json_rows, opened
 from uniapl.data.importing.records import Record
+from uniapl.data.reader import check_structure
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
 """Of files; the first four also with .gz behind."""
@@ -141,7 +142,7 @@ def _arrow_rows(path: Path, start: int, columns: list[str]) -> Iterator[Record]:
         row, size = 0, os.path.getsize(path)
         total = sum(file.get_batch(i).num_rows for i in range(file.num_record_batches))
         for batch in batches:
-            batch.validate(full=False)
+            check_structure(batch)
             yield from _batch_rows(path, batch, row, start, size, total)
             row += batch.num_rows
 

@@ -122,9 +122,8 @@ def _show_sample(sample: dict[str, Any], console: Console) -> None:
             text += f" … ({len(part['text']) - _MOST:,} characters more)"
         if part["trained"] and not coloured:
             text = f"{OPEN}{text}{CLOSE}"
-        console.print(
-            Text(f"{part['name']}: ", style="bold") + Text(text, style=TRAINED if part["trained"] else CONTEXT)
-        )
+        style = TRAINED if part["trained"] else CONTEXT
+        console.print(Text.assemble((f"{part['name']}: ", "bold"), (text, style)))
     if not any(part["trained"] for part in sample["parts"]):
         console.print(Text("no response: a prompt alone", style="bold"))
 
