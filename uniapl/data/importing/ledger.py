@@ -111,7 +111,8 @@ def _checked(ledger: Ledger, asked: dict[str, Any], inputs: list[dict[str, Any]]
             raise DataError(
                 f"{folder}: holds an import with {name} = {before!r:.200}, not {value!r:.200}; allowed: {allowed}"
             )
-    for before, now in itertools.zip_longest(ledger.inputs, inputs, fillvalue={}):
+    none: dict[str, Any] = {}
+    for before, now in itertools.zip_longest(ledger.inputs, inputs, fillvalue=none):
         if before != now:
             name = (now or before)["name"]
             raise DataError(f"{folder}: {name} is not what it was when the import began; allowed: {allowed}")
