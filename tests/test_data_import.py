@@ -6,7 +6,6 @@ import csv
 import gzip
 import json
 import os
-import shlex
 import signal
 import subprocess
 import sys
@@ -24,7 +23,6 @@ from hypothesis import strategies as st
 
 from cluster.cli import main
 from cluster.commands.data import FORMATS
-from uniapl.config import load_config
 from uniapl.data.comparisons import ComparisonReader
 from uniapl.data.errors import DataError
 from uniapl.data.importing import formats
@@ -215,26 +213,31 @@ def test_a_heldout_prompt_is_in_no_training_row(tmp_path: Path) -> None:
 KILLED = """
 import sys, time
 from pathlib import Path
-from uniapl.data.importing import shards
-old = shards.ShardFile.close
-def slow(self):
-    made = old(self)
-    if self.path.name == sys.argv[1]:
-        print(self.path.name, flush=True)
-        time.sleep(60)
-    return made
-shards.ShardFile.close = slow
+from uniapl.data.importing import ledger, shards
+def slow(function, name):
+    def called(self, *arguments):
+        made = function(self, *arguments)
+        if name(self) == sys.argv[1]:
+            print(sys.argv[1], flush=True)
+            time.sleep(60)
+        return made
+    return called
+shards.ShardFile.close = slow(shards.ShardFile.close, lambda file: file.path.name)
+ledger.Ledger.save = slow(ledger.Ledger.save, lambda ledger: f"source {ledger.source}")
 from cluster.cli import main
 sys.exit(main(sys.argv[2:]))
 """
 
 
-@pytest.mark.parametrize("at", ["heldout.arrow", "comparisons-00001.arrow"])
+@pytest.mark.parametrize("at", ["heldout.arrow", "comparisons-00001.arrow", "source 2"])
 def test_after_kill_9_the_same_command_goes_on_and_makes_the_same_bytes(tmp_path: Path, at: str) -> None:
-    """Killed where it is worst: a file has its name already, and is not yet entered in the ledger."""
+    """Killed where it is worst: a file has its name and is not yet in the ledger; all are, and there is no manifest."""
     bad: list[Any] = [b"{"]
     pairs = [{"prompt": f"p{i // 2}", "chosen": f"a{i}", "rejected": "b"} for i in range(50)]
-    inputs = [write_lines(tmp_path / "a.jsonl", [*pairs, *bad]), write_lines(tmp_path / "b.jsonl", [*bad, *pairs[:20]])]
+    inputs = [
+        write_lines(tmp_path / "a.jsonl", [*pairs, *bad]),
+        write_lines(tmp_path / "b.jsonl", [*bad, *pairs[:20], *bad]),
+    ]
     arguments = [
         "data",
         "import",
@@ -357,44 +360,3 @@ def _source(name: str) -> Any:
     from uniapl.data.importing.hub import HubSource
 
     return HubSource(name)
-
-
-def _commands(config: Path) -> list[list[str]]:
-    """The lines `uniapl data …` in the comments of a recipe, as arguments."""
-    text = "\n".join(line.removeprefix("#").strip() for line in config.read_text().splitlines())
-    lines = text.replace("\\\n", " ").splitlines()
-    return [shlex.split(line)[1:] for line in lines if line.startswith("uniapl data import")]
-
-
-@pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-4b", "qwen3-32b"])
-def test_the_commands_of_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """On folders with a few rows in the form of the public data sets, since no hub can be reached from here."""
-    recipe = ROOT / "configs" / f"{name}.yaml"
-    monkeypatch.chdir(tmp_path)
-    gsm8k, deepmath = tmp_path / "openai/gsm8k", tmp_path / "zwhe99/DeepMath-103K"
-    for split, first in (("train", 0), ("test", 5)):
-        rows = [{"question": f"q{i}", "answer": f"1 + {i}\n#### 1,{i}00"} for i in range(first, first + 5)]
-        (gsm8k / "main").mkdir(parents=True, exist_ok=True)
-        write_lines(gsm8k / "main" / f"{split}.jsonl", rows)
-    splits = "".join(f"  - split: {split}\n    path: main/{split}*\n" for split in ("train", "test"))
-    (gsm8k / "README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{splits}---\n")
-    finals = ["3", "\\frac{1}{2}", "Yes", "2\\pi", "$-7.5$."]
-    rows = [
-        {"question": f"q{i}", "final_answer": finals[i % 5], "r1_solution_1": "hello " * (9000 if i % 100 == 0 else 9)}
-        for i in range(1700)
-    ]
-    deepmath.mkdir(parents=True)
-    write_lines(deepmath / "train.jsonl", rows)
-    config = load_config(recipe)
-    word_tokenizer().save_pretrained(config.model.path)
-    for arguments in _commands(recipe):
-        assert main(arguments) == 0
-    train, held = rows_of(*config.data.train), rows_of(*config.data.heldout)
-    answers = {json.loads(row.verifier or "")["answer"] for row in [*train, *held]}
-    if name == "qwen3-0.6b":
-        assert (len(train), len(held)) == (5, 5)
-        assert answers == {f"1{i}00" for i in range(10)}
-    else:
-        assert (len(train), len(held)) == (20, 1000)
-        assert answers == {"3", "1/2", "-15/2"}
-        assert sum(row.response is None for row in [*train, *held]) in range(1, 18)

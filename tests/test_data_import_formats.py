@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers_import import assistant, imported, rows_of, user, write_lines
+from helpers_shards import word_tokenizer
 
+from cluster.cli import main
+from uniapl.config import load_config
 from uniapl.data.comparisons import ComparisonReader
 from uniapl.data.errors import DataError
 
@@ -203,3 +208,44 @@ def test_a_bad_row_is_named_or_counted(tmp_path: Path, reason: str) -> None:
     assert ledger.counts.imported == 1
     counted = reason.partition(":")[0]
     assert ledger.counts.skipped == {counted: {"rows": 1, "first": f"{path}: {message}"}}
+
+
+def _commands(config: Path) -> list[list[str]]:
+    """The lines `uniapl data …` in the comments of a recipe, as arguments."""
+    text = "\n".join(line.removeprefix("#").strip() for line in config.read_text().splitlines())
+    lines = text.replace("\\\n", " ").splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("uniapl data import")]
+
+
+@pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-4b", "qwen3-32b"])
+def test_the_commands_of_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """On folders with a few rows in the form of the public data sets, since no hub can be reached from here."""
+    recipe = Path(__file__).resolve().parent.parent / "configs" / f"{name}.yaml"
+    monkeypatch.chdir(tmp_path)
+    gsm8k, deepmath = tmp_path / "openai/gsm8k", tmp_path / "zwhe99/DeepMath-103K"
+    for split, first in (("train", 0), ("test", 5)):
+        rows = [{"question": f"q{i}", "answer": f"1 + {i}\n#### 1,{i}00"} for i in range(first, first + 5)]
+        (gsm8k / "main").mkdir(parents=True, exist_ok=True)
+        write_lines(gsm8k / "main" / f"{split}.jsonl", rows)
+    splits = "".join(f"  - split: {split}\n    path: main/{split}*\n" for split in ("train", "test"))
+    (gsm8k / "README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{splits}---\n")
+    finals = ["3", "\\frac{1}{2}", "Yes", "2\\pi", "$-7.5$."]
+    rows = [
+        {"question": f"q{i}", "final_answer": finals[i % 5], "r1_solution_1": "hello " * (9000 if i % 100 == 0 else 9)}
+        for i in range(1700)
+    ]
+    deepmath.mkdir(parents=True)
+    write_lines(deepmath / "train.jsonl", rows)
+    config = load_config(recipe)
+    word_tokenizer().save_pretrained(config.model.path)
+    for arguments in _commands(recipe):
+        assert main(arguments) == 0
+    train, held = rows_of(*config.data.train), rows_of(*config.data.heldout)
+    answers = {json.loads(row.verifier or "")["answer"] for row in [*train, *held]}
+    if name == "qwen3-0.6b":
+        assert (len(train), len(held)) == (5, 5)
+        assert answers == {f"1{i}00" for i in range(10)}
+    else:
+        assert (len(train), len(held)) == (20, 1000)
+        assert answers == {"3", "1/2", "-15/2"}
+        assert sum(row.response is None for row in [*train, *held]) in range(1, 18)

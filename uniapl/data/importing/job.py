@@ -96,9 +96,7 @@ class _Import:
         ledger = self._ledger
         size, held = _sizes(self._request, ledger.scan), set(ledger.scan["keys"] if ledger.scan else [])
         shard: Shard | None = None
-        place = ledger.source, ledger.row
-        for row, at in self._rows("importing", *place, ledger.counts):
-            place = at
+        for row, place in self._rows("importing", ledger.source, ledger.row, ledger.counts):
             if prompt_key(row["messages"]) in held:
                 ledger.counts.held_back += 1
                 continue
@@ -111,7 +109,7 @@ class _Import:
                 self._finish(shard, *place)
                 shard = None
         if shard is not None:
-            self._finish(shard, *place)
+            self._finish(shard, len(self._sources), -1)  # bad rows behind its last one are counted already
         if not ledger.shards:
             reasons = "; ".join(f"{reason}: {n['rows']}" for reason, n in ledger.counts.skipped.items()) or "none there"
             raise DataError(f"{self._request.inputs[0]}: no row could be used ({reasons}); allowed: at least one")
