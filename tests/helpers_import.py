@@ -38,10 +38,12 @@ def chats(n: int) -> list[dict[str, Any]]:
     return [{"messages": [user(p), assistant(f"answer {i}")]} for i, p in enumerate(prompts)]
 
 
-def imported(out: Path, *inputs: object, overwrite: bool = False, **options: Any) -> Ledger:
-    """Import into `out`, without a bar."""
+def imported(
+    out: Path, *inputs: object, overwrite: bool = False, console: Console | None = None, **options: Any
+) -> Ledger:
+    """Import into `out`, without a bar unless there is a console."""
     request = dataclasses.replace(Request([str(i) for i in inputs], out), **options)
-    with Bar(Console(quiet=True)) as bar:
+    with Bar(console or Console(quiet=True)) as bar:
         return run_import(request, bar, overwrite)
 
 

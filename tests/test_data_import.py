@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import gzip
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from helpers_import import assistant, chats, contents, imported, rows_of, user, 
 from helpers_shards import word_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 
 from cluster.cli import main
 from cluster.commands.data import FORMATS
@@ -210,6 +213,14 @@ def test_a_heldout_prompt_is_in_no_training_row(tmp_path: Path) -> None:
     assert {r.id for r in rows_of(tmp_path / "again/train-*.arrow")} == set(places), "text alone decides, and makes ids"
 
 
+def test_a_terminal_shows_how_far_the_import_is(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "[red]a.jsonl", chats(600))
+    shown = io.StringIO()
+    imported(tmp_path / "out", path, console=Console(file=shown, force_terminal=True, color_system=None, width=100))
+    last = shown.getvalue().rpartition("importing [red]a.jsonl")[2]
+    assert re.search(r"━ +(8[5-9])% 512 rows 0:00:0\d", last), last
+
+
 KILLED = """
 import sys, time
 from pathlib import Path
@@ -305,9 +316,9 @@ for path in sys.argv[1:]:
 
 
 def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """Peak memory after importing 2 MiB of each kind, then 20 MiB of each: all in one row group, or one array."""
+    """Peak memory after importing 1.5 MiB of each kind, then 15 MiB of each: all in one row group, or one array."""
     paths = []
-    for size in (400, 4000):
+    for size in (300, 3000):
         rows = [{"prompt": f"{i} ", "response": f"{i:05}" * 1000} for i in range(size)]
         paths += [tmp_path / f"{size}.{ending}" for ending in ("jsonl", "json", "parquet")]
         write_lines(paths[-3], rows)
