@@ -112,10 +112,11 @@ def expand(paths_or_globs: Iterable[str | Path], allowed: str = "existing .arrow
     """
     found: dict[Path, None] = {}
     for entry in map(str, paths_or_globs):
-        matches = sorted(_glob(entry)) if glob.has_magic(entry) else [entry]
+        pattern = glob.has_magic(entry) and not os.path.isfile(entry)
+        matches = sorted(_glob(entry)) if pattern else [entry]
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
-            kind = "no file matches" if glob.has_magic(entry) else "no such file"
+            kind = "no file matches" if pattern else "no such file"
             raise DataError(f"{entry}: {kind}; allowed: {allowed}")
         found.update(dict.fromkeys(files))
     if not found:
