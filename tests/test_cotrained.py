@@ -235,6 +235,20 @@ def plain_scores(scorer: torch.nn.Module, batch: list[Group]) -> list[tuple[torc
     ]
 
 
+@pytest.fixture(scope="module")
+def plain_warm_up(tiny: Path, folder: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Of the first step with a warm-up, by plain PyTorch: margins of samples and of pairs, norm of the gradient."""
+    c = warm_config(helpers_cotrained.config(str(tiny), 1, 4096), str(pairs_in(folder)))
+    scorer = load_scorer(str(tiny), seed=0)
+    sampled, compared = (
+        torch.cat([expert - samples for expert, samples in plain_scores(scorer, batch)]).double()
+        for batch in (groups(0), WarmUp(c).groups(0))
+    )
+    (-torch.nn.functional.logsigmoid(torch.cat([sampled, compared]))).mean().backward()
+    norm = torch.stack([p.grad.norm() for p in scorer.parameters()]).norm().item()
+    return sampled.detach(), compared.detach(), norm
+
+
 @pytest.mark.parametrize("name", ["one", "two"])
 class TestOnRanks:
     def test_scores_loss_and_gradient_are_those_of_plain_pytorch(
@@ -259,17 +273,10 @@ class TestOnRanks:
         assert norm == pytest.approx(total, rel=1e-5)
 
     def test_a_warm_up_learns_from_preference_pairs_too_and_goes_on_exactly(
-        self, runs: Runs, folder: Path, tiny: Path, name: str
+        self, runs: Runs, plain_warm_up: tuple[torch.Tensor, torch.Tensor, float], name: str
     ) -> None:
-        c = warm_config(helpers_cotrained.config(str(tiny), 1, 4096), str(pairs_in(folder)))
-        scorer = load_scorer(str(tiny), seed=0)
-        sampled, compared = (
-            torch.cat([expert - samples for expert, samples in plain_scores(scorer, batch)]).double()
-            for batch in (groups(0), WarmUp(c).groups(0))
-        )
+        sampled, compared, norm = plain_warm_up
         losses = -torch.nn.functional.logsigmoid(torch.cat([sampled, compared]))
-        losses.mean().backward()
-        norm = torch.stack([p.grad.norm() for p in scorer.parameters()]).norm().item()
         warm = runs[name][0]["warm"]
         first = warm["metrics"][0]
         assert first["discriminator/comparisons"] == 4
