@@ -25,7 +25,10 @@ def uniapl(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"], ["report", "--help"], ["data", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--help"], ["train", "--help"], ["report", "--help"], ["data", "--help"], ["data", "import", "--help"]],
+)
 def test_help_fits_on_a_screen(arguments: list[str]) -> None:
     done = uniapl(*arguments)
     assert done.returncode == 0

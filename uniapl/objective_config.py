@@ -111,6 +111,7 @@ class CotrainedDiscriminator(Section):
     model: Text | None = Field(None, description="Hugging Face folder to start from; null: the policy's")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="of the discriminator's AdamW")
     warmup_steps: NonNegative = Field(10, description="steps it learns before the adversarial term counts")
+    comparisons: list[Text] = Field([], description="files of preference pairs that it learns from too in these steps")
 
 
 DiscriminatorName = Annotated[
@@ -272,6 +273,9 @@ def _adversarial_conflicts(adversarial: AdversarialTerm, preference: PreferenceT
         )
     if adversarial.discriminator == "reference_reward" and adversarial.reward_model is None:
         found.append(f"{key}.reward_model: got null; allowed: a folder when the discriminator is 'reference_reward'")
+    cotrained = adversarial.cotrained
+    if adversarial.discriminator == "cotrained" and cotrained.comparisons and cotrained.warmup_steps == 0:
+        found.append(f"{key}.cotrained.comparisons: got files; allowed: [] when cotrained.warmup_steps is 0")
     if adversarial.as_reward and not preference.weight.ever_positive:
         found.append(f"{key}.as_reward: got true; allowed: false when objective.preference.weight is 0")
     return found

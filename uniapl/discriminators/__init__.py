@@ -17,6 +17,7 @@ def check_discriminator(config: Config) -> None:
 
     Raises:
         ConfigError: a folder is missing, or holds something else; the user's class cannot be imported.
+        DataError: a file of comparisons cannot be used.
     """
     adversarial = config.objective.adversarial
     if adversarial.discriminator == "embedding":
@@ -35,6 +36,10 @@ def check_discriminator(config: Config) -> None:
         from uniapl.discriminators.cotrained import resolve_backbone
 
         resolve_backbone(config)
+        if adversarial.cotrained.comparisons:
+            from uniapl.discriminators.warm_up import check_warm_up
+
+            check_warm_up(config)
 
 
 def open_discriminator(config: Config, threads: int | None = None) -> Discriminator | None:
