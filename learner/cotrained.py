@@ -50,7 +50,7 @@ class CotrainedDiscriminator:
         self._ranks = ranks
         self._budget = config.learner.row_tokens * config.learner.micro_batch_rows
 
-    def score_and_train(self, groups: list[Group], step: int) -> dict[str, float]:
+    def score_and_train(self, groups: list[Group], step: int, update: bool = True) -> dict[str, float]:
         """Score every sample that has an expert's response beside it, then make one optimizer step.
 
         Scores are those of the weights before the step: `expert_score` and `expert_reference` of each such
@@ -59,6 +59,7 @@ class CotrainedDiscriminator:
         Args:
             groups: this rank's share of the batch; may be empty.
             step: of the policy, for the error.
+            update: False leaves weights and optimizer as they are.
 
         Returns:
             metrics over the pairs of all ranks, the same on every rank; empty where no rank has any.
@@ -81,7 +82,10 @@ class CotrainedDiscriminator:
         if not (math.isfinite(metrics["discriminator/loss"]) and math.isfinite(norm)):
             discard(self._engine)
             raise _failure(step, metrics["discriminator/loss"], groups)
-        self._engine.step()
+        if update:
+            self._engine.step()
+        else:
+            discard(self._engine)
         return metrics | {"discriminator/grad_norm": norm}
 
     def save(self, folder: Path) -> None:
