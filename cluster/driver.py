@@ -20,7 +20,9 @@ from cluster.signals import Signals
 from cluster.step import one_step
 from cluster.system import System
 from uniapl.config import Config
+from uniapl.config_errors import ConfigError
 from uniapl.live import LiveTable
+from uniapl.loggers import Guarded, open_loggers
 from uniapl.objective.controllers import Controllers
 from uniapl.records import Prompt
 from uniapl.report import write_report
@@ -44,7 +46,7 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     heldout = preflight(config)
     folder = run_folder.open_run(config, resume)
-    log = RunLog(folder, config.logging.tensorboard)
+    log = RunLog(folder, config.logging.tensorboard, _loggers(config, folder, resume))
     try:
         with LiveTable(config.run.steps) as live:
             live.phase("starting Ray")
@@ -55,11 +57,21 @@ def train(config: Config, resume: bool = False) -> Path:
                 live.phase("stopping")
     except BaseException:
         with suppress(OSError):  # such as a full disk, which is what the run ended with
-            log.close()
+            log.close(failed=True)
             write_report(folder)
         raise
     log.close()
     return write_report(folder)
+
+
+def _loggers(config: Config, folder: Path, resume: bool) -> list[Guarded]:
+    """Started before anything else; a folder that was only just made for a run that cannot begin is free again."""
+    try:
+        return open_loggers(config, folder, resume)
+    except ConfigError:
+        if not resume:
+            (folder / "config.yaml").unlink()
+        raise
 
 
 @dataclass(frozen=True)

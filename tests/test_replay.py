@@ -51,7 +51,7 @@ def test_a_step_that_failed_fails_again_names_who_is_to_blame_and_not_with_anoth
     assert status == 0
     assert "replayed: the loss is not finite; samples" in out
     assert [line.split()[0] for line in out.splitlines() if line.startswith("  ")] == [f"p1/{i}" for i in range(4)]
-    assert "p1/0  reward 1e+40  advantage of preference 7.5e+39" in out
+    assert "p1/0  reward 1e+40  expert score 0  advantage of preference 7.5e+39" in out
     assert out.rstrip().endswith("step 1: not finite, as in the run")
     changed = next(line.split() for line in out.splitlines() if line.startswith("loss/total"))
     assert math.isfinite(float(changed[1]))

@@ -6,17 +6,25 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from cluster.commands.words import example
+
 DATA_FOLDER = Path("data/local")
 MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("data", help="the local model and data set")
+    parser = commands.add_parser(
+        "data", help="the local model and data set", epilog=example("uniapl data prepare --out data/mine")
+    )
     parts = parser.add_subparsers(required=True, metavar="WHAT")
-    model = parts.add_parser("model", help="convert the packaged SmolLM2 into a Hugging Face folder, once")
+    model = parts.add_parser(
+        "model", help="convert the packaged SmolLM2 into a Hugging Face folder", epilog=example("uniapl data model")
+    )
     model.add_argument("--out", type=Path, default=MODEL_FOLDER)
     model.set_defaults(run=run_model)
-    prepare = parts.add_parser("prepare", help="build the local data set again")
+    prepare = parts.add_parser(
+        "prepare", help="build the local data set again", epilog=example("uniapl data prepare --seed 1")
+    )
     prepare.add_argument("--out", type=Path, default=DATA_FOLDER)
     prepare.add_argument("--model", type=Path, default=MODEL_FOLDER, help="whose tokenizer and samples are used")
     prepare.add_argument("--seed", type=int, default=0)

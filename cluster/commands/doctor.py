@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from argparse import Namespace
-from pathlib import Path
 from typing import Any
+
+from cluster.commands.words import add_config, example
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("doctor", help="check this machine, and what a configuration names")
-    parser.add_argument("config", type=Path, nargs="?", metavar="CONFIG", help="such as configs/local.yaml")
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as learner.ranks=2")
-    parser.add_argument("-m", "--method", help="a file in CONFIG's methods/ folder, such as sft, or a path")
+    parser = commands.add_parser(
+        "doctor",
+        help="check this machine, and what a configuration names",
+        epilog=example("uniapl doctor configs/local.yaml"),
+    )
+    add_config(parser, "learner.ranks=2", "a YAML file; without one, the machine alone", optional=True)
     parser.add_argument("--json", action="store_true", help="one JSON object")
     parser.set_defaults(run=run)
 

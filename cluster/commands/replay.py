@@ -7,11 +7,15 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import whole
+from cluster.commands.words import example, whole
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("replay", help="make one recorded step again, in this process alone")
+    parser = commands.add_parser(
+        "replay",
+        help="make one recorded step again, in this process alone",
+        epilog=example("uniapl replay runs/local 13 objective.kl.weight=0.1"),
+    )
     parser.add_argument("folder", type=Path, metavar="RUN", help="such as runs/local")
     parser.add_argument("step", type=whole, metavar="STEP", help="from 1, as in metrics.jsonl")
     parser.add_argument("override", nargs="?", metavar="KEY=VALUE", help="make it once more with this value")

@@ -6,9 +6,13 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from cluster.commands.words import example
+
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("report", help="write a run's report.html again")
+    parser = commands.add_parser(
+        "report", help="write a run's report.html again", epilog=example("uniapl report runs/local")
+    )
     parser.add_argument("folder", type=Path, metavar="RUN", help="such as runs/local")
     parser.set_defaults(run=run)
 

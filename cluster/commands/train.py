@@ -5,11 +5,15 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from cluster.commands.words import add_config
+from cluster.commands.words import add_config, example
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("train", help="train as a configuration says")
+    parser = commands.add_parser(
+        "train",
+        help="train as a configuration says",
+        epilog=example("uniapl train configs/local.yaml -m grpo run.name=first run.steps=5"),
+    )
     add_config(parser, "run.steps=5 learner.ranks=2", "a YAML file, such as configs/local.yaml")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
     parser.set_defaults(run=run)
