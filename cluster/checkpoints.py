@@ -121,9 +121,8 @@ def require_space(folder: Path, step: int, models: list[str]) -> None:
     size = max(before) if before else estimated_size(models)
     needed, free = int(size * SPARE), shutil.disk_usage(folder).free
     if needed > free:
-        raise RunError(
-            f"checkpoint of step {step}: {_mib(needed)} needed, {_mib(free)} free in {folder}; {kept(folder)}"
-        )
+        sizes = f"{_mib(needed)} needed, {_mib(free)} free in {folder}"
+        raise RunError(f"checkpoint of step {step}: {sizes}; make room: {kept(folder)}")
 
 
 def estimated_size(models: list[str]) -> int:
@@ -154,7 +153,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
         cause = getattr(error, "cause", error)  # Ray hands on an actor's error with it as the cause
         if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise RunError(f"no space left on the disk: {free_space(folder)}; {kept(folder)}") from None
+        raise RunError(f"no space left on the disk: {free_space(folder)}; make room: {kept(folder)}") from None
 
 
 def _retain(folder: Path, step: int, keep_last: int, keep_every: int) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Generator
 
 EXAMPLE = """example:
   uniapl train configs/local.yaml run.steps=5    then: uniapl report runs/local"""
@@ -39,7 +39,7 @@ class OneScreen(argparse.RawDescriptionHelpFormatter):
             return text.partition("\n")[2]
         return text
 
-    def _iter_indented_subactions(self, action: argparse.Action) -> Iterator[argparse.Action]:
+    def _iter_indented_subactions(self, action: argparse.Action) -> Generator[argparse.Action, None, None]:
         """Not indented: they stand under their heading alone."""
         if isinstance(action, argparse._SubParsersAction):
             yield from action._get_subactions()

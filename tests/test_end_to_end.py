@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -235,8 +236,26 @@ def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Pat
         evaluation={"prompts": 0},
     )
     methods, place = ROOT / "configs" / "methods", folder / "two" / "runs" / "two"
-    status, output = signalled(config, "step 3/", signal.SIGTERM, "-m", str(methods / "sft.yaml"), within_s=60)
+    attached: list[str] = []
+
+    def attach(line: str) -> None:
+        """As `ray debug` does, which looks the port up in Ray's store."""
+        if found := re.search(r"RemotePdb session open at localhost:(\d+)", line):
+            with socket.create_connection(("localhost", int(found[1])), timeout=30) as pdb:
+                pdb.sendall(b"p number, sorted(weights)\nc\n")
+                attached.append(b"".join(iter(lambda: pdb.recv(4096), b"")).decode())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "breaks"))
+        status, output = signalled(
+            *(config, "step 3/", signal.SIGTERM, "-m", str(methods / "sft.yaml"), "--debug"), within_s=60, told=attach
+        )
     assert status == 0
+    assert "(0, ['adversarial', 'demonstration', 'kl', 'preference'])" in attached[0], "stopped in the learner"
+    assert re.search(
+        r"debug: a breakpoint\(\) waits for `RAY_DEBUG=legacy .*ray debug --address 127\.0\.0\.1:\d+`", output
+    )
+    assert len(list((place / "logs").glob("LearnerRank-*.err"))) == 1
     assert "no rollout engine" in output
     assert output.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
     [saved] = (place / "checkpoints").iterdir()

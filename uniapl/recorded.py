@@ -101,7 +101,7 @@ def _told(path: Path, metadata: dict[bytes, bytes]) -> tuple[Config, dict[str, f
             raise ValueError(f"weights {weights}")
     except ValidationError as error:
         line = validation_lines(error, Config, lambda _: str(path))[0]
-        raise DataError(f"{line}: the batch was written by another version of uniapl") from None
+        raise DataError(f"{line}: another version of uniapl wrote it; allowed: that version") from None
     except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f"{path}: no configuration and weights are recorded in it ({type(error).__name__}: {error}); "

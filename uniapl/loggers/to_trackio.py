@@ -44,5 +44,7 @@ class TrackioLogger:
             self._run.log(values, step=int(record["step"]))
 
     def close(self, failed: bool) -> None:
+        import trackio
+
         with contextlib.redirect_stdout(io.StringIO()):
-            self._run.finish()
+            trackio.finish()

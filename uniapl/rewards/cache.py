@@ -199,7 +199,10 @@ def probe_redis(url: str) -> float:
         client.set(KEY_PREFIX + "probe", "1", ex=10)
         client.mget([KEY_PREFIX + "probe"])
     except redis.RedisError as error:
-        raise ConfigError(f"reward.redis_url: got '{_shown(url)}'; it refuses: {_reason(error)}") from None
+        raise ConfigError(
+            f"reward.redis_url: got '{_shown(url)}'; it refuses: {_reason(error)}; "
+            f"allowed: a user who may MGET and SET {KEY_PREFIX}*"
+        ) from None
     finally:
         client.close()
     return time.monotonic() - began
@@ -216,7 +219,9 @@ def _client(url: str) -> redis.Redis:
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError as error:
-        raise ConfigError(f"reward.redis_url: got '{_shown(url)}'; {error}") from None
+        raise ConfigError(
+            f"reward.redis_url: got '{_shown(url)}'; {error}; allowed: such as redis://host:6379/0"
+        ) from None
 
 
 def _reason(error: Exception) -> str:

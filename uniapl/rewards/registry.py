@@ -34,6 +34,9 @@ class Reward:
         _WARM_UPS.get(self.name, lambda: None)()
 
 
+_NEXT = "; allowed: module:function, the module below the current folder or installed"
+
+
 def resolve(functions: Sequence[RewardFunction]) -> list[Reward]:
     """The configured reward functions, imported.
 
@@ -61,10 +64,10 @@ def _function(name: str, key: str) -> RewardCallable:
         found = importlib.import_module(module)
         function = getattr(found, attribute, None)
     except (Exception, SystemExit) as error:  # a user's module may raise anything, or end the process
-        raise ConfigError(f"{key}: got '{name}'; cannot import {module}: {_short(error)}") from None
+        raise ConfigError(f"{key}: got '{name}'; cannot import {module}: {_short(error)}{_NEXT}") from None
     if not callable(function):
         what = "has no" if function is None else "is not callable:"
-        raise ConfigError(f"{key}: got '{name}'; module {module} {what} {attribute}")
+        raise ConfigError(f"{key}: got '{name}'; module {module} {what} {attribute}{_NEXT}")
     for kind, is_kind in _NOT_PLAIN.items():
         if is_kind(function):
             raise ConfigError(f"{key}: got '{name}', {kind}; allowed: a plain function")
