@@ -24,7 +24,10 @@ from uniapl.recorded import read_recorded, recorded_table
 from uniapl.records import MixedBatch, Sample
 from uniapl.runlog import RunLog
 
-PLAIN = WEIGHTED | {"preference": {"weight": 0.7, "advantage_std": False}}
+PLAIN = WEIGHTED | {
+    "preference": {"weight": 0.7, "advantage_std": False},
+    "adversarial": {"weight": 0.2, "discriminator": "cotrained", "cotrained": {"warmup_steps": 0}},
+}
 
 
 def run_folder(place: Path, c: Config, kept: list[int], failed: list[int], checkpoints: list[int] = []) -> Path:  # noqa: B006

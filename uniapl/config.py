@@ -29,6 +29,7 @@ from uniapl.config_types import (
     Text,
     Weight,
 )
+from uniapl.logging_config import LoggingConfig, logging_conflicts
 from uniapl.objective_config import ObjectiveConfig, objective_conflicts
 
 LONGEST_S = 1e9
@@ -182,37 +183,6 @@ class EvaluationConfig(Section):
     temperature: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="of sampling; 0: greedy")
 
 
-class WandbConfig(Section):
-    """Weights & Biases; the key comes from WANDB_API_KEY alone."""
-
-    project: Text = "uniapl"
-    entity: Text | None = None
-    mode: Literal["offline", "online"] = Field("offline", description="offline: RUN/wandb, for `wandb sync`")
-
-
-class MlflowConfig(Section):
-    """MLflow; user, password and token come from MLFLOW_TRACKING_USERNAME, _PASSWORD and _TOKEN alone."""
-
-    experiment: Text = "uniapl"
-    tracking_uri: Text | None = Field(None, description="of a server; null: files in RUN/mlflow")
-
-
-class TrackioConfig(Section):
-    """Trackio; a Space's token comes from HF_TOKEN alone."""
-
-    project: Text = "uniapl"
-    space: Text | None = Field(None, description="a Hugging Face Space, USER/NAME; null: files in RUN/trackio")
-
-
-class LoggingConfig(Section):
-    """Where metrics go besides metrics.jsonl."""
-
-    tensorboard: bool = Field(True, description="event files in the run's folder")
-    wandb: WandbConfig | None = None
-    mlflow: MlflowConfig | None = None
-    trackio: TrackioConfig | None = None
-
-
 class ClusterConfig(Section):
     """Where Ray is, and how long anything may take."""
 
@@ -286,7 +256,7 @@ def _conflicts(c: Config) -> list[str]:
     if c.reward.max_replicas < c.reward.min_replicas:
         least = f"reward.min_replicas = {c.reward.min_replicas}"
         found.append(f"reward.max_replicas: got {c.reward.max_replicas}; allowed: >= {least}")
-    found += _redis_conflicts(c.reward.redis_url) + _mlflow_conflicts(c.logging.mlflow)
+    found += _redis_conflicts(c.reward.redis_url) + logging_conflicts(c.logging)
     names = [function.name for function in c.reward.functions]
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append(f"reward.functions: got '{name}' {names.count(name)} times; allowed: each name once")
@@ -306,16 +276,6 @@ def _redis_conflicts(url: str | None) -> list[str]:
     except ValueError as error:
         return [f"{key}; {error}"]
     return [f"{key}; allowed: no password, it is read from the environment: {REDIS_PASSWORD}"] if secret else []
-
-
-def _mlflow_conflicts(mlflow: MlflowConfig | None) -> list[str]:
-    uri = (mlflow and mlflow.tracking_uri) or ""
-    if masked(uri) == uri:
-        return []
-    return [
-        f"logging.mlflow.tracking_uri: got '{masked(uri)}'; allowed: no user and password, they are read from the "
-        "environment: MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
-    ]
 
 
 def _endless(c: Config) -> list[str]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from uniapl.config import MlflowConfig
 from uniapl.loggers import Place, Record
+from uniapl.logging_config import MlflowConfig
 
 LIMITS = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "10", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1"}
 """The client's own, 7 times 2 minutes, would hold the run up; whoever sets them otherwise is obeyed."""

@@ -7,8 +7,8 @@ import io
 import os
 from typing import Any
 
-from uniapl.config import TrackioConfig
 from uniapl.loggers import Place, Record
+from uniapl.logging_config import TrackioConfig
 
 FOLDER = "TRACKIO_DIR"
 """Where its files are; read when the package is imported."""

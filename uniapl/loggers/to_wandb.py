@@ -6,9 +6,9 @@ import os
 import secrets
 from typing import Any
 
-from uniapl.config import WandbConfig
 from uniapl.config_errors import ConfigError
 from uniapl.loggers import Place, Record
+from uniapl.logging_config import WandbConfig
 
 API_KEY = "WANDB_API_KEY"
 ID_FILE = "id"
