@@ -42,9 +42,7 @@ def main(argv: list[str] | None = None) -> int:
         return 130
     except Exception:
         traceback.print_exc()
-        print(
-            "not foreseen: `uniapl doctor` checks this machine, `uniapl train --debug` shows all logs", file=sys.stderr
-        )
+        print("not foreseen; `uniapl doctor` checks this machine, `train --debug` shows all logs", file=sys.stderr)
         return 1
 
 
