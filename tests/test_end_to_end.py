@@ -218,11 +218,6 @@ class TestReplay:
         assert added == pytest.approx(0.2 * logged["loss/kl"], rel=1e-4)
         assert found["changed"]["loss/kl"] == found["replayed"]["loss/kl"], "from the same weights"
 
-    def test_the_debugger_stops_before_the_first_step(self, whole: Whole) -> None:
-        status, out = uniapl_replay(whole.folder, "1", "--pdb", typed="p last.batch.step, len(last.batch.groups)\nc\n")
-        assert "(0, 8)" in out
-        assert (status, out.rstrip().splitlines()[-1][:19]) == (0, "step 1: reproduced,")
-
 
 def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Path, tiny: Path) -> None:
     """SFT starts no engine, and SIGTERM saves its step under way; the run goes on with a method that does two steps of
@@ -290,8 +285,9 @@ def _ends_as_not_finite(place: Path, made: int, output: str) -> None:
         rf"`uniapl replay {place} {made + 1}` makes the step again",
         line,
     )
-    status, out = uniapl_replay(place, str(made + 1))
+    status, out = uniapl_replay(place, str(made + 1), "--pdb", typed="p last.batch.step, len(last.batch.groups)\nc\n")
     assert status == 0
+    assert f"({made}, 8)" in out, "the debugger stood before the step"
     assert re.search(r"^  toy-7/0  reward \d.*e\+", out, re.MULTILINE)
     assert out.rstrip().endswith(f"step {made + 1}: not finite, as in the run")
     rows = pa.ipc.open_file(failed).read_all().to_pylist()
