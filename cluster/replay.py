@@ -88,7 +88,7 @@ def replay(folder: Path, step: int, override: str | None, failed: bool, stop: bo
     steps = find_steps(folder, step, failed)
     last = steps.recorded[-1]
     changed = _changed(last, override) if override else None
-    _check_tokens(last, changed)
+    _check(last, changed)
     note("loading the learner ...")
     rank = _load(last.config, steps.start, note)
     for recorded in steps.recorded[:-1]:
@@ -135,9 +135,19 @@ def _validated(tree: dict[str, Any]) -> Config:
         raise ConfigError("\n".join(validation_lines(error, Config, lambda _: "override"))) from None
 
 
-def _check_tokens(recorded: Recorded, changed: Recorded | None) -> None:
-    """What would be an error deep in the model."""
+def _check(recorded: Recorded, changed: Recorded | None) -> None:
+    """What would be an error deep in the model, or have transformers look for a folder on the hub."""
     config = recorded.config
+    for c in (config, changed.config if changed else config):
+        o = c.objective
+        folders = {
+            "model.path": c.model.path,
+            "objective.kl.reference": o.kl.reference if o.kl.weight.ever_positive else None,
+            "objective.adversarial.cotrained.model": o.adversarial.cotrained.model if o.cotrained else None,
+        }
+        for key, folder in folders.items():
+            if folder is not None:
+                read_model_config(key, folder)
     vocabulary = size_of(read_model_config("model.path", config.model.path), "vocab_size") or math.inf
     room = min(c.learner.row_tokens for c in (config, changed.config if changed else config))
     for ids in token_ids(recorded.batch):

@@ -110,6 +110,7 @@ def test_batches_after_the_last_logged_step_are_of_a_life_that_was_undone(tmp_pa
         ("rollout.actors=2", "rollout.actors: changes nothing in a recorded step; allowed: objective, "),
         ("learner.betas=[0.1, 0.2]", "the optimizer is restored with it"),
         ("objective.kl.weight=0", "is the recorded value; allowed: another one"),
+        ("objective.kl={weight: 0.1, reference: gone}", "objective.kl.reference: got 'gone'; allowed: a Hugging Face"),
     ],
 )
 def test_a_value_that_cannot_be_changed_is_one_line(tmp_path: Path, tiny: Path, override: str, message: str) -> None:
