@@ -23,9 +23,9 @@ def add_config(
 
 def count(text: str) -> int:
     """A whole number of 0 or more."""
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"got {text}; allowed: 0 or more")
-    return number
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: a whole number, 0 or more")
+    return int(text)
 
 
 def whole(text: str) -> int:
