@@ -14,7 +14,8 @@ CPU_BATCHED_TOKENS = 8192
 
 def environment(config: Config, gpu: bool) -> dict[str, str]:
     """Variables that must stand in a rollout actor's environment before its process starts."""
-    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING", "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
+    level = os.environ.get("VLLM_LOGGING_LEVEL", "WARNING")
+    common = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": level, "VLLM_ENABLE_V1_MULTIPROCESSING": "1"}
     if gpu:
         return common
     threads = config.rollout.threads or len(os.sched_getaffinity(0))

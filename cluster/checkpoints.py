@@ -73,9 +73,14 @@ def save_checkpoint(
     return place
 
 
-def newest_checkpoint(folder: Path) -> tuple[int, Path] | None:
-    """The newest whole checkpoint and its step; damaged ones are named in a warning and passed over."""
-    for place in reversed(_checkpoints(folder)):
+def newest_checkpoint(folder: Path, before: int | None = None) -> tuple[int, Path] | None:
+    """The newest whole checkpoint and its step; damaged ones are named in a warning and passed over.
+
+    Args:
+        folder: of the run.
+        before: only those of fewer steps.
+    """
+    for place in reversed([p for p in _checkpoints(folder) if before is None or _step_of(p) < before]):
         problem = _damage(place)
         if problem is None:
             return _step_of(place), place
@@ -113,12 +118,16 @@ def require_space(folder: Path, step: int, models: list[str]) -> None:
     """
     remove_unfinished(folder)
     before = [_size(place) for place in _checkpoints(folder)]
-    size = max(before) if before else BYTES_PER_PARAMETER * sum(map(_parameters, models))
+    size = max(before) if before else estimated_size(models)
     needed, free = int(size * SPARE), shutil.disk_usage(folder).free
     if needed > free:
-        raise RunError(
-            f"checkpoint of step {step}: {_mib(needed)} needed, {_mib(free)} free in {folder}; {kept(folder)}"
-        )
+        sizes = f"{_mib(needed)} needed, {_mib(free)} free in {folder}"
+        raise RunError(f"checkpoint of step {step}: {sizes}; make room: {kept(folder)}")
+
+
+def estimated_size(models: list[str]) -> int:
+    """Bytes of a checkpoint of these models, by the parameters in their folders."""
+    return BYTES_PER_PARAMETER * sum(map(_parameters, models))
 
 
 def kept(folder: Path) -> str:
@@ -144,7 +153,7 @@ def full_disk_told(folder: Path) -> Iterator[None]:
         cause = getattr(error, "cause", error)  # Ray hands on an actor's error with it as the cause
         if cause.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise RunError(f"no space left on the disk: {free_space(folder)}; {kept(folder)}") from None
+        raise RunError(f"no space left on the disk: {free_space(folder)}; make room: {kept(folder)}") from None
 
 
 def _retain(folder: Path, step: int, keep_last: int, keep_every: int) -> None:

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 import warnings
 from pathlib import Path
 
 from cluster.commands import ALL
+from cluster.help import EXAMPLE, EXIT_STATUS, lay_out
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit status.
 
-    0: done, or ended by SIGTERM; 1: a plan does not fit (or a traceback); 2: wrong input, or the run cannot go on;
-    130: Ctrl-C.
+    0: done, or ended by SIGTERM; 1: the answer is no (a plan does not fit, the doctor found a problem, a step is not
+    reproduced), or an error that nobody foresaw; 2: wrong input, or the run cannot go on; 130: Ctrl-C.
     """
     if not Path("/proc/driver/nvidia").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for a GPU and warns at every import
@@ -38,11 +40,19 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; `--resume` goes on from the newest checkpoint", file=sys.stderr)
         return 130
+    except Exception:
+        traceback.print_exc()
+        print("not foreseen; `uniapl doctor` checks this machine, `train --debug` shows all logs", file=sys.stderr)
+        return 1
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     """The command line, parsed; KEY=VALUE may also stand after options."""
-    parser = _parser()
+    parser = command_parser()
+    if "_ARGCOMPLETE" in os.environ:  # the shell asks for what may come next
+        import argcomplete
+
+        argcomplete.autocomplete(parser, always_complete_options=False)
     arguments, rest = parser.parse_known_args(argv)
     late = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(late) < len(rest) or (late and not hasattr(arguments, "overrides")):
@@ -52,13 +62,19 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return arguments
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_parser() -> argparse.ArgumentParser:
+    """Of the whole command line."""
     parser = argparse.ArgumentParser(
-        prog="uniapl", description="Post-train a language model with demonstrations, rollouts and an adversarial term."
+        prog="uniapl",
+        description="Post-train a chat model with demonstrations, rollouts and an adversarial term.",
+        epilog=f"{EXAMPLE}\n{EXIT_STATUS}",
     )
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        required=True, title="commands (`uniapl COMMAND --help` tells more)", metavar="COMMAND"
+    )
     for command in ALL:
         command.add(commands)
+    lay_out(parser)
     return parser
 
 

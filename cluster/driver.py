@@ -6,8 +6,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+import ray
+from rich.console import Console
+
 from actors.reward_service import stop_reward_service
 from cluster import run_folder
+from cluster.debug import ways
 from cluster.evaluation import evaluate
 from cluster.failures import PartLostError, told_in_one_line
 from cluster.observe import Exporter
@@ -20,19 +24,22 @@ from cluster.signals import Signals
 from cluster.step import one_step
 from cluster.system import System
 from uniapl.config import Config
+from uniapl.config_errors import ConfigError
 from uniapl.live import LiveTable
+from uniapl.loggers import Guarded, open_loggers
 from uniapl.objective.controllers import Controllers
 from uniapl.records import Prompt
 from uniapl.report import write_report
 from uniapl.runlog import RunLog
 
 
-def train(config: Config, resume: bool = False) -> Path:
+def train(config: Config, resume: bool = False, debug: bool = False) -> Path:
     """Run the configuration to its end and write the report.
 
     Args:
         config: of the run.
         resume: go on from the newest whole checkpoint of the run's folder.
+        debug: show and keep the logs of all parts, and wait for Ray's debugger at a breakpoint.
 
     Returns:
         the path of report.html.
@@ -44,22 +51,34 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     heldout = preflight(config)
     folder = run_folder.open_run(config, resume)
-    log = RunLog(folder, config.logging.tensorboard)
+    log = RunLog(folder, config.logging.tensorboard, _loggers(config, folder, resume))
     try:
-        with LiveTable(config.run.steps) as live:
+        with LiveTable(config.run.steps, Console(force_terminal=False) if debug else None) as live:
             live.phase("starting Ray")
-            with Signals(config.run.grace_seconds) as signals, ray_session(config) as site:
+            with Signals(config.run.grace_seconds) as signals, ray_session(config, debug) as site:
                 signals.arm()  # Ray took SIGTERM
+                if debug:
+                    live.note(ways(config, ray.get_runtime_context().gcs_address))
                 exporter = Exporter(config.run.name)
                 _live_through(Run(config, site, folder, heldout, log, exporter, live, signals), resume)
                 live.phase("stopping")
     except BaseException:
         with suppress(OSError):  # such as a full disk, which is what the run ended with
-            log.close()
+            log.close(failed=True)
             write_report(folder)
         raise
     log.close()
     return write_report(folder)
+
+
+def _loggers(config: Config, folder: Path, resume: bool) -> list[Guarded]:
+    """Started before anything else; a folder that was only just made for a run that cannot begin is free again."""
+    try:
+        return open_loggers(config, folder, resume)
+    except ConfigError:
+        if not resume:
+            (folder / "config.yaml").unlink()
+        raise
 
 
 @dataclass(frozen=True)

@@ -212,6 +212,7 @@ class Fleet:
         possible = sum(place in self._engines or self._may_start(place) for place in range(self._most))
         why = f"; the last that was lost was {self._reason}" if self._reason else ""
         if possible < least:
+            why += "; `train --debug` shows their logs"
             raise RunError(f"only {possible} rollout actors can be kept (rollout.min_actors: {least}){why}")
         if self.enough:
             self._short_since = None

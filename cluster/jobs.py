@@ -104,7 +104,7 @@ def start_job(client: Any, words: list[str], folder: str, env: dict[str, str], m
             return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env, metadata=metadata)
         except RuntimeError as error:
             if "No available agent" not in str(error) or time.monotonic() > deadline:
-                raise RunError(f"the cluster refused the job: {first_line(error)}") from None
+                raise RunError(f"the cluster refused the job: {first_line(error)}; its dashboard tells more") from None
         time.sleep(1)
 
 

@@ -6,12 +6,14 @@ import os
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import ray_constants
+from ray._private import ray_constants, worker
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # (no stubs)
 
+from cluster.debug import keep_logs
 from cluster.job import in_job
 from cluster.placement import Site, logical_cpus
 from cluster.room import autoscaler_limit, check_room, needs, open_site
@@ -30,24 +32,30 @@ TOKEN_BYTES = 32
 
 
 @contextmanager
-def ray_session(config: Config) -> Iterator[Site]:
+def ray_session(config: Config, debug: bool = False) -> Iterator[Site]:
     """Be connected to Ray inside the block; yields how parts are placed there.
 
     With `cluster.address: local` Ray is started here and ended with the block, also by an exception. It listens on
     127.0.0.1 alone and answers nobody without the run's token.
 
+    Args:
+        config: of the run.
+        debug: see `cluster.debug`. A Ray that is started here then takes this user's token instead of one of the
+            run's own, so that `ray debug` gets in.
+
     Raises:
         ConfigError: nothing answers at `cluster.address`, or the cluster can never hold the run.
     """
+    logs = config.run_dir / "logs" if debug else None
     if own_ray(config):
-        with _closed_to_others(), _connected("local", **_options(config)):
+        with _closed_to_others(own_token=not debug), _connected("local", logs, **_options(config)):
             nodes = [node["Resources"] for node in ray.nodes()]
             site = open_site(None)
             check_room(needs(config, site), nodes, None)
             yield site
     else:
         address = "auto" if config.cluster.address == "local" else config.cluster.address
-        with _connected(address):
+        with _connected(address, logs):
             limit = autoscaler_limit()
             site = open_site(limit)
             if limit:  # else further nodes may be joining
@@ -61,15 +69,20 @@ def own_ray(config: Config) -> bool:
 
 
 @contextmanager
-def _connected(address: str, **options: Any) -> Iterator[None]:
+def _connected(address: str, logs: Path | None, **options: Any) -> Iterator[None]:
+    """Args: logs: where what the parts print is kept, and shown meanwhile; None: neither."""
     try:
-        ray.init(address=address, log_to_driver=False, logging_level="error", **options)
+        ray.init(address=address, log_to_driver=logs is not None, logging_level="error", **options)
     except ConnectionError as error:
-        raise ConfigError(f"cluster.address: got '{address}', no Ray answers there: {error}") from None
+        allowed = "allowed: local, or an address where `ray status` answers"
+        raise ConfigError(f"cluster.address: got '{address}', no Ray answers there: {error}; {allowed}") from None
+    session, job = Path(worker.global_worker.node.get_session_dir_path()), ray.get_runtime_context().get_job_id()
     try:
         yield
     finally:
         ray.shutdown()
+        if logs is not None:
+            keep_logs(session, job, logs)
 
 
 def _options(config: Config) -> dict[str, Any]:
@@ -82,17 +95,20 @@ def _options(config: Config) -> dict[str, Any]:
 
 
 @contextmanager
-def _closed_to_others() -> Iterator[None]:
+def _closed_to_others(own_token: bool = True) -> Iterator[None]:
     """A Ray that is started inside of the block serves this machine alone, and those alone who have its token.
 
     Ray 2.60 asks for a token where RAY_AUTH_MODE does not say otherwise, by default one that it keeps in the user's
-    home for all its clusters; this one is of this run, and stands nowhere but in its processes' environment. Ray
-    takes 127.0.0.1 for its own address where clusters are not enabled (its default on macOS), and not when asked to.
+    home for all its clusters; with `own_token` it is one of this run, and stands nowhere but in its processes'
+    environment. Ray takes 127.0.0.1 for its own address where clusters are not enabled (its default on macOS), and
+    not when asked to.
     """
     before = dict(os.environ)
     clusters = ray_constants.ENABLE_RAY_CLUSTER
     os.environ.pop("RAY_AUTH_MODE", None)
-    os.environ.update(LOOPBACK, RAY_AUTH_TOKEN=secrets.token_hex(TOKEN_BYTES))
+    os.environ.update(LOOPBACK)
+    if own_token:
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(TOKEN_BYTES)
     ray_constants.ENABLE_RAY_CLUSTER = False  # read from the environment when Ray was imported
     AuthenticationTokenLoader.instance().reset_cache()
     try:

@@ -82,4 +82,4 @@ def _failed(folder: Path, step: int, error: Exception) -> str:
     cause = getattr(error, "cause", None) or error
     reason = " ".join(str(cause).split("\n")[0].split())[:200]
     space = checkpoints.free_space(folder)
-    return f"checkpoint of step {step} could not be written: {reason}; {space}; {checkpoints.kept(folder)}"
+    return f"checkpoint of step {step} could not be written: {reason}; {space}; make room: {checkpoints.kept(folder)}"

@@ -15,7 +15,8 @@ from cluster.changes import check_changes
 from cluster.checkpoints import has_checkpoints, installed_versions
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
-from uniapl.records import MixedBatch, batch_table
+from uniapl.recorded import recorded_table
+from uniapl.records import MixedBatch
 
 
 def open_run(config: Config, resume: bool) -> Path:
@@ -55,9 +56,15 @@ def _report_changes(config: Config, folder: Path) -> None:
         warnings.warn(line, stacklevel=3)
 
 
-def save_batch(folder: Path, batch: MixedBatch, part: str = "batches") -> Path:
-    """Keep a batch as it was consumed, in PART/step-NNNNN.arrow of the run's folder; returns the path."""
-    table = batch_table(batch)
+def save_batch(
+    folder: Path, batch: MixedBatch, config: Config, weights: dict[str, float], part: str = "batches"
+) -> Path:
+    """Keep a batch and the step that consumed it, in PART/step-NNNNN.arrow of the run's folder; returns the path.
+
+    Args:
+        weights: of every term in this step.
+    """
+    table = recorded_table(batch, config, weights)
     path = folder / part / f"step-{batch.step:05d}.arrow"
     path.parent.mkdir(exist_ok=True)
     partial = path.with_suffix(".partial")

@@ -12,6 +12,7 @@ from ray.exceptions import RayError
 from cluster.system import System
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Sample
+from uniapl.runlog import RunError
 
 TOKENS = 16
 SAMPLES = 4
@@ -20,8 +21,10 @@ KL_BOUND = {"float32": 1e-5, "bfloat16": 2e-2}
 """Mean k3 estimate of KL(engine || learner) per token. Two float32 programs differ by rounding alone;
 bfloat16 on either side moves single log-probabilities by some hundredths."""
 
+_NEXT = "; try rollout.dtype=float32 learner.dtype=float32: if it stays, vLLM computes this model otherwise"
 
-class SelfCheckError(RuntimeError):
+
+class SelfCheckError(RunError):
     """Engines and learner do not hold the same weights, or do not compute the same with them."""
 
 
@@ -51,14 +54,14 @@ def check_weight_round_trip(system: System, version: int) -> str:
     true = _divergences(system)
     both = [name for name in true if name in changed]
     if not both:
-        raise SelfCheckError("every rollout engine was lost during the check")
+        raise SelfCheckError("every rollout engine was lost during the check; `train --debug` shows their logs")
     for name in both:
         if changed[name] <= KL_BOUND[low]:
-            raise SelfCheckError(f"{name}: other weights were sent and its output did not change")
+            raise SelfCheckError(f"{name}: other weights were sent and its output did not change{_NEXT}")
         if true[name] > KL_BOUND[low]:
             raise SelfCheckError(
                 f"{name}: KL between engine and learner is {true[name]:.2g} per token with the same weights; "
-                f"allowed: <= {KL_BOUND[low]:g} in {low}"
+                f"allowed: <= {KL_BOUND[low]:g} in {low}{_NEXT}"
             )
     on, off = max(true[name] for name in both), min(changed[name] for name in both)
     return f"engine and learner agree: KL {on:.1e} per token (with changed weights {off:.1e})"

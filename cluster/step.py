@@ -42,7 +42,7 @@ def one_step(system: System, controllers: Controllers, folder: Path, step: int) 
     metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in taken.groups])
     metrics |= {"time/train": trained - ready, "time/broadcast": published - trained}
     metrics |= _queue_metrics(system.stats())
-    run_folder.save_batch(folder, batch)
+    run_folder.save_batch(folder, batch, system.config, weights)
     metrics["time/step"] = time.monotonic() - began
     # Ahead of the learner, engines generate all the time, and little of it is waited for.
     generating = metrics["time/step" if system.config.queue.max_staleness else "time/generate"]
@@ -61,8 +61,11 @@ def _learn(
     try:
         metrics, scores = system.learner.step(batch.step, batch.groups, tokens, batch.demonstrations, weights)
     except NonFiniteError as error:
-        kept = run_folder.save_batch(folder, batch, "failed")
-        raise RunError(f"step {batch.step + 1}: {error}; the batch is in {kept}") from None
+        if error.scores:
+            put_expert_scores(batch.groups, error.scores)
+        kept = run_folder.save_batch(folder, batch, system.config, weights, "failed")
+        again = f"`uniapl replay {folder} {batch.step + 1}` makes the step again"
+        raise RunError(f"step {batch.step + 1}: {error}; the batch is in {kept}; {again}") from None
     if scores:
         put_expert_scores(batch.groups, scores)
     return metrics

@@ -92,7 +92,8 @@ class System:
         while pending:
             done, pending = ray.wait(pending, timeout=limit)
             if not done:
-                raise TimeoutError(f"{len(pending)} of {len(calls)} learner ranks were not up within {limit:g} s")
+                late = f"{len(pending)} of {len(calls)} learner ranks"
+                raise TimeoutError(f"{late} were not up within {limit:g} s (cluster.start_timeout_s)")
             ray.get(done)
 
     def publish(self, version: int) -> dict[str, float]:

@@ -52,7 +52,7 @@ def watch(place: str, run: str | None, as_json: bool) -> int:
 def _show(place: str, records: Iterator[Record]) -> None:
     first = next(records, None)
     if first is None:
-        raise RunError(f"{place}: the run made no step")
+        raise RunError(f"{place}: the run made no step; what it printed, or its job's log, tells why")
     trained = 0.0
     with LiveTable(first["steps"]) as live:
         for record in chain([first], records):

@@ -52,7 +52,7 @@ class CotrainedDiscriminator:
         self._warm_up = WarmUp(config) if own.comparisons else None
         self._budget = config.learner.row_tokens * config.learner.micro_batch_rows
 
-    def score_and_train(self, groups: list[Group], step: int) -> dict[str, float]:
+    def score_and_train(self, groups: list[Group], step: int, update: bool = True) -> dict[str, float]:
         """Score every sample that has an expert's response beside it, then make one optimizer step.
 
         In the warm-up the step is on preference pairs too, where there are any: the mean is over all pairs alike.
@@ -62,6 +62,7 @@ class CotrainedDiscriminator:
         Args:
             groups: this rank's share of the batch; may be empty.
             step: of the policy, for the error.
+            update: False leaves weights and optimizer as they are.
 
         Returns:
             metrics over the pairs of all ranks, the same on every rank; empty where no rank has any. Preference pairs
@@ -90,7 +91,10 @@ class CotrainedDiscriminator:
         if not (math.isfinite(loss) and math.isfinite(norm)):
             discard(self._engine)
             raise _failure(step, loss, groups)
-        self._engine.step()
+        if update:
+            self._engine.step()
+        else:
+            discard(self._engine)
         return metrics | {"discriminator/grad_norm": norm}
 
     def save(self, folder: Path) -> None:

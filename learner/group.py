@@ -109,6 +109,8 @@ class LearnerGroup:
         while pending:
             done, pending = ray.wait(pending, timeout=timeout)
             if not done:
-                raise TimeoutError(f"{len(pending)} learner ranks gave no answer within {timeout:g} s")
+                raise TimeoutError(
+                    f"{len(pending)} learner ranks gave no answer within {timeout:g} s (cluster.step_timeout_s)"
+                )
             ray.get(done)
         return ray.get(calls)

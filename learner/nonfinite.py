@@ -16,11 +16,13 @@ class NonFiniteError(RuntimeError):
         what: "loss" or "gradient".
         ids: of the offending sequences, over all ranks: `prompt/sample` or the demonstration's.
         found_in: what the ids are: of which part of the batch.
+        scores: of a cotrained discriminator, which the loss was computed with; as `uniapl.records.expert_scores`.
     """
 
     def __init__(self, step: int, what: str, ids: list[str], found_in: str) -> None:
         super().__init__(step, what, ids, found_in)  # all of them, so that it travels between processes
         self.step, self.what, self.ids, self.found_in = step, what, ids, found_in
+        self.scores: dict[int, list[tuple[float | None, float | None]]] = {}
 
     def __str__(self) -> str:
         more = f" and {len(self.ids) - NAMED} more" if len(self.ids) > NAMED else ""

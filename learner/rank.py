@@ -7,11 +7,13 @@ from typing import Any
 
 import ray
 import torch
+import torch.distributed as dist
 import xxhash
 
 from learner import checkpoint
 from learner.cotrained import CotrainedDiscriminator
 from learner.device import local_device, set_threads
+from learner.nonfinite import NonFiniteError
 from learner.passes import plan_micro_batches
 from learner.step import train_step
 from learner.weight_sender import WeightSender
@@ -23,7 +25,7 @@ from uniapl.config import Config
 from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.policy import load_policy
-from uniapl.records import Demonstration, Group, MixedBatch, expert_scores
+from uniapl.records import Demonstration, Group, MixedBatch, expert_scores, put_expert_scores
 from uniapl.schedule import learning_rate
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -39,27 +41,49 @@ class Rank:
 
     def __init__(self, rank: int, config: Config) -> None:
         self._device = local_device(0)
-        if not self._device.shares_prompts:
-            unshared = config.learner.model_copy(update={"share_prompts": False})
-            config = config.model_copy(update={"learner": unshared})
-        self._rank, self._config = rank, config
-        c, ranks = config, config.learner.ranks
-        set_threads(c.learner.threads, ranks)
-        join_ranks(self._device, c.cluster.step_timeout_s)
-        policy = load_policy(c.model.path, c.learner.activation_checkpointing, self._device.attention)
-        self._engine = build_engine(policy, c.learner, ranks, self._device)
-        self._reference = None
-        if c.objective.kl.weight.ever_positive:  # what training began from, also in a run that goes on
-            frozen = load_policy(c.objective.kl.reference or c.model.path, attention=self._device.attention)
-            self._reference = build_reference(frozen, c.learner, ranks, self._device)
+        self._rank, ranks = rank, config.learner.ranks
+        set_threads(config.learner.threads, ranks)
+        join_ranks(self._device, config.cluster.step_timeout_s)
+        policy = load_policy(config.model.path, config.learner.activation_checkpointing, self._device.attention)
+        self._engine = build_engine(policy, config.learner, ranks, self._device)
+        self._reference, self._reference_path = None, ""
+        self.use(config)
+        c = self._config
         self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
         source = ZeroSource(self._engine.module, DTYPES[c.rollout.dtype])
         self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s)
 
+    def use(self, config: Config) -> None:
+        """Take steps with these values from now on; what the engines were built with stays as it is."""
+        if not self._device.shares_prompts:
+            unshared = config.learner.model_copy(update={"share_prompts": False})
+            config = config.model_copy(update={"learner": unshared})
+        self._config = config
+        self._engine.optimizer.clip_grad = config.learner.max_grad_norm
+        path = config.objective.kl.reference or config.model.path  # what training began from, also after a resume
+        if config.objective.kl.weight.ever_positive and path != self._reference_path:
+            frozen = load_policy(path, attention=self._device.attention)
+            self._reference = build_reference(frozen, config.learner, config.learner.ranks, self._device)
+            self._reference_path = path
+
     def step(
-        self, number: int, groups: list[Group], demonstrations: list[Demonstration], weights: dict[str, float]
+        self,
+        number: int,
+        groups: list[Group],
+        demonstrations: list[Demonstration],
+        weights: dict[str, float],
+        update: bool = True,
+        scored: bool = False,
     ) -> tuple[dict[str, float], Scores]:
         """One optimizer step on this rank's share.
+
+        Args:
+            number: of the step, from 0.
+            groups: this rank's.
+            demonstrations: this rank's.
+            weights: of every term in this step.
+            update: False measures loss and gradient alone, and leaves weights and optimizers as they are.
+            scored: the groups hold the expert scores to use, also where a discriminator is cotrained.
 
         Returns:
             metrics over all ranks, and the expert scores that a cotrained discriminator gave this rank's groups.
@@ -69,9 +93,20 @@ class Rank:
         torch.manual_seed(xxhash.xxh32_intdigest(f"{c.run.seed}/{number}/{self._rank}".encode()))
         batch = MixedBatch(number, groups, demonstrations)
         rate = learning_rate(number, c.run.steps, c.learner)
-        learned = self._discriminator.score_and_train(batch.groups, number) if self._discriminator else {}
-        learned |= train_step(self._engine, batch, c, weights, rate, self._device.torch_device, self._reference)
-        return learned, expert_scores(batch.groups) if self._discriminator else {}
+        learned, known = {}, expert_scores(groups)
+        if self._discriminator:
+            learned = self._discriminator.score_and_train(groups, number, update)
+            if scored:
+                put_expert_scores(groups, known)
+        try:
+            learned |= train_step(
+                self._engine, batch, c, weights, rate, self._device.torch_device, self._reference, update
+            )
+        except NonFiniteError as error:
+            if self._discriminator:
+                error.scores = _of_all_ranks(expert_scores(groups))
+            raise
+        return learned, expert_scores(groups) if self._discriminator else {}
 
     @torch.no_grad()
     def logprobs(self, sequences: list[TrainingSequence]) -> list[list[float]]:
@@ -110,3 +145,10 @@ class Rank:
     def export(self, folder: str) -> None:
         """Write the whole policy as a Hugging Face folder, from rank 0."""
         checkpoint.export_model(self._engine, self._config.model.path, Path(folder), self._rank)
+
+
+def _of_all_ranks(mine: Scores) -> Scores:
+    """A collective."""
+    everyone: list[Scores] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    return {lease: found for scores in everyone for lease, found in scores.items()}

@@ -28,6 +28,7 @@ def train_step(
     learning_rate: float,
     device: str,
     reference: Any | None = None,
+    update: bool = True,
 ) -> dict[str, float]:
     """Make one step on this rank's share of a batch. A collective: every rank must call it.
 
@@ -39,6 +40,7 @@ def train_step(
         learning_rate: of this step.
         device: of this rank.
         reference: the engine around the frozen reference policy; needed while the term `kl` is active.
+        update: False leaves weights and optimizer as they are: loss and gradient are measured alone.
 
     Returns:
         metrics over the whole batch, the same on every rank.
@@ -58,16 +60,23 @@ def train_step(
     norm = gradient_norm(engine)
     if not (math.isfinite(totals["loss/total"]) and math.isfinite(norm)):
         raise _failure(passes, sequences, config.learner, batch.step, totals["loss/total"], tally.bad)
-    for group in engine.optimizer.param_groups:
-        group["lr"] = learning_rate
-    engine.step()
-    if not engine.was_step_applied():
-        raise RuntimeError(f"step {batch.step}: DeepSpeed refused a gradient of norm {norm}")
+    if update:
+        _update(engine, learning_rate, batch.step, norm)
+    else:
+        discard(engine)
     metrics = step_metrics(totals, counts, weights) | gradients
     metrics |= importance_metrics(gathered(tally.log_ratios, device))
     metrics |= {"learner/learning_rate": learning_rate, "learner/grad_norm": norm}
     metrics["tokens/trained_per_s"] = metrics["tokens/trained"] / (time.monotonic() - began)
     return metrics
+
+
+def _update(engine: Any, learning_rate: float, step: int, norm: float) -> None:
+    for group in engine.optimizer.param_groups:
+        group["lr"] = learning_rate
+    engine.step()
+    if not engine.was_step_applied():
+        raise RuntimeError(f"step {step}: DeepSpeed refused a gradient of norm {norm}")
 
 
 def all_sum(values: Tensor, device: str) -> Tensor:

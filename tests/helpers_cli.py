@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -121,8 +121,17 @@ def killed(place: Path, call: str, *arguments: str, program: str = "killed_train
     return ended, process.pid
 
 
-def signalled(place: Path, after: str, number: int, *arguments: str, within_s: float = 150) -> tuple[int, str]:
+def signalled(
+    place: Path,
+    after: str,
+    number: int,
+    *arguments: str,
+    within_s: float = 150,
+    told: Callable[[str], None] = lambda line: None,
+) -> tuple[int, str]:
     """Send a signal when `after` was printed, and see the run end `within_s`; exit status and output.
+
+    `told` is called with every line until then.
 
     Ctrl-C goes to the whole process group, as a terminal sends it, SIGTERM to the driver, as Ray sends it.
     """
@@ -132,6 +141,7 @@ def signalled(place: Path, after: str, number: int, *arguments: str, within_s: f
     seen = ""
     for line in process.stdout:
         seen += line
+        told(line)
         if after in line:
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
             break

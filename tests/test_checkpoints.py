@@ -158,7 +158,7 @@ def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
     lines = done.stdout.splitlines()
     assert lines[:2] == [f"errno {errno.ENOSPC}", "2 ['step-00001', 'step-00002']"], done.stderr
     assert lines[2] == (
-        f"checkpoint of step 4: 1.1 MiB needed, 0.5 MiB free in {tmp_path}; --resume goes on from step-00002"
+        f"checkpoint of step 4: 1.1 MiB needed, 0.5 MiB free in {tmp_path}; make room: --resume goes on from step-00002"
     )
-    full = f"no space left on the disk: 0.0 MiB free in {tmp_path}; --resume goes on from step-00002"
+    full = f"no space left on the disk: 0.0 MiB free in {tmp_path}; make room: --resume goes on from step-00002"
     assert lines[3:] == [full, "as it was"], done.stderr

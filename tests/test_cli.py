@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from helpers_toy import toy_config, write_shard
+
+from cluster.cli import command_parser, main
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,20 +29,77 @@ def uniapl(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
     )
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [["--help"], ["train", "--help"], ["report", "--help"], ["data", "--help"], ["data", "import", "--help"]],
-)
-def test_help_fits_on_a_screen(arguments: list[str]) -> None:
-    done = uniapl(*arguments)
-    assert done.returncode == 0
-    assert len(done.stdout.splitlines()) <= 24
+def parsers(parser: argparse.ArgumentParser, words: str = "uniapl") -> Iterator[tuple[str, argparse.ArgumentParser]]:
+    """`parser` and all below it, by their words."""
+    yield words, parser
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for name, below in action.choices.items():
+                yield from parsers(below, f"{words} {name}")
+
+
+@pytest.mark.parametrize(("words", "parser"), list(parsers(command_parser())))
+def test_help_fits_on_a_screen_and_has_an_example(words: str, parser: argparse.ArgumentParser) -> None:
+    lines = parser.format_help().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 80
+    assert f"usage: {words} " in lines[0]
+    assert lines[2], "what it does"
+    assert any(line.startswith(("  uniapl ", "  eval ")) for line in lines), "an example"
 
 
 def test_help_imports_nothing_heavy() -> None:
-    code = "import sys, cluster.cli; print([m for m in ('torch', 'ray', 'vllm', 'pydantic') if m in sys.modules])"
+    heavy = ("torch", "ray", "vllm", "pydantic", "numpy", "rich", "yaml", "argcomplete")
+    help_of_all = "import sys, cluster.cli as c; c.command_parser().format_help()"
+    code = f"{help_of_all}; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_error_that_nobody_foresaw_has_its_traceback_and_what_to_do_next(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(arguments: argparse.Namespace) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("cluster.commands.report.run", broken)
+    assert main(["report", "x"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.rstrip().splitlines()[-1].startswith("not foreseen; `uniapl doctor` checks this machine")
+
+
+COMPLETE = """
+eval "$(python -m cluster.cli completion bash)"
+COMP_LINE="$1" COMP_POINT=${#1} COMP_TYPE=9
+read -ra COMP_WORDS <<< "$1"
+[[ "$1" == *" " ]] && COMP_WORDS+=("")
+COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+_python_argcomplete uniapl
+printf '%s\n' "${COMPREPLY[@]}"
+"""
+"""Asks bash's completion as a TAB does."""
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("uniapl re", {"report", "replay"}),
+        ("uniapl replay runs/x 3 --", {"--pdb", "--failed", "--json"}),
+        ("uniapl train c.yaml learner.r", {"learner.ranks=", "learner.row_tokens="}),
+        ("uniapl train c.yaml objective.kl.w", {"objective.kl.weight."}),
+    ],
+)
+def test_bash_completes_commands_options_and_keys(tmp_path: Path, line: str, wanted: set[str]) -> None:
+    program = tmp_path / "uniapl"
+    program.write_text(f"#!{sys.executable}\nfrom cluster.cli import main\nmain()\n")
+    program.chmod(0o755)
+    path = f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        ["bash", "-c", COMPLETE, "bash", line], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert {word.strip() for word in done.stdout.split()} == wanted, done.stderr
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from helpers_cli import (
 )
 from helpers_exact import differences
 from helpers_outside import files_with, listening, ray_session
+from helpers_replay import uniapl_replay
 from helpers_toy import toy_config
 
 from uniapl.config_types import REDIS_PASSWORD
@@ -201,6 +203,22 @@ class TestResume:
         assert f"run.name: {resumed[1]} is there already; allowed: another name, or --resume to go on" in resumed[0]
 
 
+class TestReplay:
+    """One rank, without Ray, makes steps again that two ranks made."""
+
+    def test_a_step_between_two_checkpoints_is_reproduced_and_compared_with_another_value(self, whole: Whole) -> None:
+        status, out = uniapl_replay(whole.folder, "7", "objective.kl.weight=0.3", "--json")
+        found = json.loads(out)
+        assert (status, found["reproduced"]) == (0, True)
+        logged = read_metrics(whole.folder)[6]
+        for key in ("loss/total", "loss/adversarial", "loss/kl", "learner/grad_norm", "discriminator/loss"):
+            assert found["recorded"][key] == logged[key]
+            assert found["replayed"][key] == pytest.approx(logged[key], rel=1e-5, abs=1e-5)
+        added = found["changed"]["loss/total"] - found["replayed"]["loss/total"]
+        assert added == pytest.approx(0.2 * logged["loss/kl"], rel=1e-4)
+        assert found["changed"]["loss/kl"] == found["replayed"]["loss/kl"], "from the same weights"
+
+
 def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Path, tiny: Path) -> None:
     """SFT starts no engine, and SIGTERM saves its step under way; the run goes on with a method that does two steps of
     demonstrations alone and then rollouts alone, by a hard switch, until a loss ends it before the step."""
@@ -213,8 +231,26 @@ def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Pat
         evaluation={"prompts": 0},
     )
     methods, place = ROOT / "configs" / "methods", folder / "two" / "runs" / "two"
-    status, output = signalled(config, "step 3/", signal.SIGTERM, "-m", str(methods / "sft.yaml"), within_s=60)
+    attached: list[str] = []
+
+    def attach(line: str) -> None:
+        """As `ray debug` does, which looks the port up in Ray's store."""
+        if found := re.search(r"RemotePdb session open at localhost:(\d+)", line):
+            with socket.create_connection(("localhost", int(found[1])), timeout=30) as pdb:
+                pdb.sendall(b"p number, sorted(weights)\nc\n")
+                attached.append(b"".join(iter(lambda: pdb.recv(4096), b"")).decode())
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "breaks"))
+        status, output = signalled(
+            *(config, "step 3/", signal.SIGTERM, "-m", str(methods / "sft.yaml"), "--debug"), within_s=60, told=attach
+        )
     assert status == 0
+    assert "(0, ['adversarial', 'demonstration', 'kl', 'preference'])" in attached[0], "stopped in the learner"
+    assert re.search(
+        r"debug: a breakpoint\(\) waits for `RAY_DEBUG=legacy .*ray debug --address 127\.0\.0\.1:\d+`", output
+    )
+    assert len(list((place / "logs").glob("LearnerRank-*.err"))) == 1
     assert "no rollout engine" in output
     assert output.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
     [saved] = (place / "checkpoints").iterdir()
@@ -245,8 +281,15 @@ def _ends_as_not_finite(place: Path, made: int, output: str) -> None:
     failed = place / "failed" / f"step-{made:05d}.arrow"
     line = output.rstrip().splitlines()[-1]
     assert re.fullmatch(
-        rf"step {made + 1}: the loss is not finite; samples: toy-7/\d(, toy-7/\d)*; the batch is in {failed}", line
+        rf"step {made + 1}: the loss is not finite; samples: toy-7/\d(, toy-7/\d)*; the batch is in {failed}; "
+        rf"`uniapl replay {place} {made + 1}` makes the step again",
+        line,
     )
+    status, out = uniapl_replay(place, str(made + 1), "--pdb", typed="p last.batch.step, len(last.batch.groups)\nc\n")
+    assert status == 0
+    assert f"({made}, 8)" in out, "the debugger stood before the step"
+    assert re.search(r"^  toy-7/0  reward \d.*e\+", out, re.MULTILINE)
+    assert out.rstrip().endswith(f"step {made + 1}: not finite, as in the run")
     rows = pa.ipc.open_file(failed).read_all().to_pylist()
     rewards = [row["reward"] for row in rows if row["prompt_id"] == "toy-7" and row["kind"] == "sample"]
     assert len(rewards) == 4

@@ -48,6 +48,9 @@ def test_built_in_rewards_are_found_by_name():
     assert [found.name for found in resolve([RewardFunction(name=name) for name in names])] == names
 
 
+NEXT = "; allowed: module:name, the module below the current folder or installed"
+
+
 @pytest.mark.parametrize(
     ("names", "message"),
     [
@@ -59,21 +62,21 @@ def test_built_in_rewards_are_found_by_name():
         (
             ["math", "no_such_module:f"],
             "reward.functions.1.name: got 'no_such_module:f'; cannot import no_such_module: "
-            "ModuleNotFoundError: No module named 'no_such_module'",
+            "ModuleNotFoundError: No module named 'no_such_module'" + NEXT,
         ),
         (
             ["broken_reward:f"],
             "reward.functions.0.name: got 'broken_reward:f'; cannot import broken_reward: "
-            "ZeroDivisionError: division by zero",
+            "ZeroDivisionError: division by zero" + NEXT,
         ),
         (
             ["helpers_rewards:nothing"],
-            "reward.functions.0.name: got 'helpers_rewards:nothing'; module helpers_rewards has no nothing",
+            "reward.functions.0.name: got 'helpers_rewards:nothing'; module helpers_rewards has no nothing" + NEXT,
         ),
         (
             ["helpers_rewards:not_callable"],
             "reward.functions.0.name: got 'helpers_rewards:not_callable'; "
-            "module helpers_rewards is not callable: not_callable",
+            "module helpers_rewards is not callable: not_callable" + NEXT,
         ),
         (
             ["helpers_rewards:asynchronous"],

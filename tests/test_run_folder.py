@@ -114,7 +114,7 @@ def test_a_run_opened_again_compares_with_what_it_was_begun_with(tmp_path: Path)
 
 def test_batches_are_kept_whole(tmp_path: Path) -> None:
     run = open_run(config(tmp_path), resume=False)
-    save_batch(run, MixedBatch(3, [], [Demonstration("d", [1], [2])]))
+    save_batch(run, MixedBatch(3, [], [Demonstration("d", [1], [2])]), config(tmp_path), {"kl": 0.0})
     assert [p.name for p in (run / "batches").iterdir()] == ["step-00003.arrow"]
     table = pa.ipc.open_file(run / "batches" / "step-00003.arrow").read_all()
     assert table.schema == BATCH_SCHEMA

@@ -29,6 +29,7 @@ from uniapl.config_types import (
     Text,
     Weight,
 )
+from uniapl.logging_config import LoggingConfig, logging_conflicts
 from uniapl.objective_config import ObjectiveConfig, objective_conflicts
 
 LONGEST_S = 1e9
@@ -182,12 +183,6 @@ class EvaluationConfig(Section):
     temperature: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="of sampling; 0: greedy")
 
 
-class LoggingConfig(Section):
-    """Where metrics go besides metrics.jsonl."""
-
-    tensorboard: bool = Field(True, description="event files in the run's folder")
-
-
 class ClusterConfig(Section):
     """Where Ray is, and how long anything may take."""
 
@@ -261,7 +256,7 @@ def _conflicts(c: Config) -> list[str]:
     if c.reward.max_replicas < c.reward.min_replicas:
         least = f"reward.min_replicas = {c.reward.min_replicas}"
         found.append(f"reward.max_replicas: got {c.reward.max_replicas}; allowed: >= {least}")
-    found += _redis_conflicts(c.reward.redis_url)
+    found += _redis_conflicts(c.reward.redis_url) + logging_conflicts(c.logging)
     names = [function.name for function in c.reward.functions]
     for name in sorted({name for name in names if names.count(name) > 1}):
         found.append(f"reward.functions: got '{name}' {names.count(name)} times; allowed: each name once")

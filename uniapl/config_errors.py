@@ -216,15 +216,15 @@ def _find(root: type[BaseModel], loc: list[Any]) -> tuple[type[BaseModel] | None
         if not isinstance(part, str):
             continue
         holder, field = model, model.model_fields.get(part)
-        model = _submodel(field.annotation) if field else None
+        model = submodel(field.annotation) if field else None
     return holder, field
 
 
-def _submodel(annotation: Any) -> type[BaseModel] | None:
+def submodel(annotation: Any) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     for arg in get_args(annotation):
-        found = _submodel(arg)
+        found = submodel(arg)
         if found is not None:
             return found
     return None
@@ -272,7 +272,7 @@ def _type_words(annotation: Any) -> str:
         return " or ".join(repr(a) for a in args)
     if get_origin(annotation) in (typing.Union, types.UnionType):
         return " or ".join(_words(a) for a in sorted(args, key=lambda a: a is not type(None)))
-    section = _submodel(annotation)
+    section = submodel(annotation)
     if section is not None:
         return f"a section with the keys {', '.join(section.model_fields)}"
     return str(annotation)

@@ -15,7 +15,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from uniapl.config import Config
-from uniapl.config_errors import _submodel, describe
+from uniapl.config_errors import describe, submodel
 from uniapl.objective_config import Coefficient
 
 HEAD = """\
@@ -52,7 +52,7 @@ def page() -> str:
     """The whole page, Markdown."""
     parts = [HEAD]
     for name, field in Config.model_fields.items():
-        section = _submodel(field.annotation)
+        section = submodel(field.annotation)
         if section is None:
             raise TypeError(f"{name}: not a section")
         parts += [f"## {name}\n", _about(section), _table(section, f"{name}.")]
@@ -63,7 +63,7 @@ def page() -> str:
 def all_keys(section: type[BaseModel] = Config, above: str = "") -> Iterator[tuple[str, FieldInfo]]:
     """Every key that holds a value, dotted, in the order of the tree; a term's weight counts as one value."""
     for name, field in section.model_fields.items():
-        below = _submodel(field.annotation)
+        below = submodel(field.annotation)
         if below is None or below is Coefficient or isinstance(field.default, list):
             yield above + name, field
         if below is not None and below is not Coefficient:
@@ -80,7 +80,7 @@ def _about(section: type[BaseModel]) -> str:
 def _table(section: type[BaseModel], above: str) -> str:
     lines = ["| key | allowed | default | unit | what |", "|---|---|---|---|---|"]
     for key, field in all_keys(section, above):
-        is_weight = _submodel(field.annotation) is Coefficient
+        is_weight = submodel(field.annotation) is Coefficient
         allowed = (
             "a number >= 0, or [a section](#a-terms-weight)"
             if is_weight

@@ -7,6 +7,8 @@ from typing import Any
 
 from uniapl.config_errors import ConfigError
 
+_NEXT = "; allowed: module:name, the module below the current folder or installed"
+
 
 def imported(key: str, name: str, allowed: str) -> Any:
     """What `name` stands for: anything that can be called.
@@ -25,10 +27,10 @@ def imported(key: str, name: str, allowed: str) -> Any:
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except (Exception, SystemExit) as error:  # a user's module may raise anything, or end the process
-        raise ConfigError(f"{key}: got '{name}'; cannot import {module}: {short(error)}") from None
+        raise ConfigError(f"{key}: got '{name}'; cannot import {module}: {short(error)}{_NEXT}") from None
     if not callable(found):
         what = "has no" if found is None else "is not callable:"
-        raise ConfigError(f"{key}: got '{name}'; module {module} {what} {attribute}")
+        raise ConfigError(f"{key}: got '{name}'; module {module} {what} {attribute}{_NEXT}")
     return found
 
 

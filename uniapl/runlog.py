@@ -1,4 +1,4 @@
-"""The metrics of a run: one JSON object per optimizer step, and the same scalars for TensorBoard."""
+"""The metrics of a run: one JSON object per optimizer step, and the same scalars for TensorBoard and other loggers."""
 
 from __future__ import annotations
 
@@ -7,8 +7,12 @@ import math
 import os
 import time
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from uniapl.loggers import Guarded
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
@@ -25,10 +29,11 @@ class RunLog:
     that goes on from a checkpoint first calls `truncate_after` with the checkpoint's step.
     """
 
-    def __init__(self, run_dir: Path, tensorboard: bool) -> None:
+    def __init__(self, run_dir: Path, tensorboard: bool, others: Sequence[Guarded] = ()) -> None:
         self._run_dir = Path(run_dir)
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._tensorboard = tensorboard
+        self._others = others
         self._writer: Any = None
         self._last_step: int | None = None
         self.logged = 0
@@ -51,6 +56,8 @@ class RunLog:
         self.logged += 1
         if self._tensorboard:
             self._write_scalars(record)
+        for other in self._others:
+            other.log(record)
 
     def truncate_after(self, step: int) -> None:
         """Drop what was logged after `step`, here and in TensorBoard: those steps are made again."""
@@ -60,8 +67,11 @@ class RunLog:
         if self._tensorboard:
             self._writer = _summary_writer(self._run_dir, purge_step=step + 1)
 
-    def close(self) -> None:
-        """Flush and close; a second call does nothing."""
+    def close(self, failed: bool = False) -> None:
+        """Flush and close, and tell the other loggers how the run ended; a second call does nothing."""
+        others, self._others = self._others, ()
+        for other in others:
+            other.close(failed)
         self._file.close()
         self._close_writer()
 

@@ -7,23 +7,30 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import count, whole
+from cluster.commands.words import count, example, whole
 
 DATA_FOLDER = Path("data/local")
 MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
 FORMATS = ("chat", "sharegpt", "alpaca", "preference", "plain", "shard")
-_EXAMPLE = "example: uniapl data import chats.jsonl --out data/mine --heldout 200"
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("data", help="your own data as shards; the local model and data set")
+    parser = commands.add_parser(
+        "data",
+        help="your own data as shards; the local model and data set",
+        epilog=example("uniapl data import chats.jsonl --out data/mine"),
+    )
     parts = parser.add_subparsers(required=True, metavar="WHAT")
     _add_import(parts)
     _add_inspect(parts)
-    model = parts.add_parser("model", help="convert the packaged SmolLM2 into a Hugging Face folder, once")
+    model = parts.add_parser(
+        "model", help="convert the packaged SmolLM2 into a Hugging Face folder", epilog=example("uniapl data model")
+    )
     model.add_argument("--out", type=Path, default=MODEL_FOLDER)
     model.set_defaults(run=run_model)
-    prepare = parts.add_parser("prepare", help="build the local data set again")
+    prepare = parts.add_parser(
+        "prepare", help="build the local data set again", epilog=example("uniapl data prepare --seed 1")
+    )
     prepare.add_argument("--out", type=Path, default=DATA_FOLDER)
     prepare.add_argument("--model", type=Path, default=MODEL_FOLDER, help="whose tokenizer and samples are used")
     prepare.add_argument("--seed", type=int, default=0)
@@ -36,7 +43,7 @@ def _add_import(parts: Any) -> None:
         "import",
         help="JSONL, JSON, CSV, Parquet, Arrow or hf: data into shards",
         usage="uniapl data import INPUT ... --out FOLDER [option ...]",
-        epilog=_EXAMPLE,
+        epilog=example("uniapl data import chats.jsonl --out data/mine --heldout 200"),
         formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=27, width=80),
     )
     option = parser.add_argument
@@ -62,7 +69,7 @@ def _add_inspect(parts: Any) -> None:
     parser = parts.add_parser(
         "inspect",
         help="schema, counts, lengths, duplicates and rows of shards",
-        epilog="example: uniapl data inspect 'data/mine/*.arrow' --model models/Qwen3-0.6B",
+        epilog=example("uniapl data inspect 'data/mine/*.arrow' --model models/Qwen3-0.6B"),
     )
     parser.add_argument("shards", nargs="+", metavar="SHARD", help="files or globs, also of comparisons")
     parser.add_argument("--model", metavar="FOLDER", help="count its tokens, and show rows as it will see them")

@@ -6,12 +6,14 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import add_config, count, positive, whole
+from cluster.commands.words import add_config, count, example, positive, whole
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
-        "plan", help="what a run will need, by arithmetic: nothing is started; status 1: something does not fit"
+        "plan",
+        help="what a run will need, by arithmetic alone; status 1: does not fit",
+        epilog=example("uniapl plan configs/qwen3-4b.yaml --gpus 8 --gpu-memory 80"),
     )
     add_config(parser, "learner.ranks=8", "a YAML file; of models only config.json is read")
     parser.add_argument("--gpus", type=count, metavar="N", help="there are; 0: CPUs alone; default: as many as needed")

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-EXAMPLE = """\
-example:
-  uniapl report runs/local                      # writes runs/local/report.html again
-  uniapl report runs/sft runs/grpo runs/uniapl  # writes runs/comparison.html"""
+from cluster.commands.words import example
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
         "report",
         help="write a run's report.html again, or compare several runs",
-        epilog=EXAMPLE,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=example("uniapl report runs/sft runs/grpo runs/uniapl  # writes runs/comparison.html"),
     )
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="RUN", help="such as runs/local; others are compared with the first"

@@ -5,11 +5,15 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import Any
 
-from cluster.commands.words import add_config
+from cluster.commands.words import add_config, example
 
 
 def add(commands: Any) -> None:
-    parser = commands.add_parser("submit", help="train as a job on a Ray cluster")
+    parser = commands.add_parser(
+        "submit",
+        help="train as a job on a Ray cluster",
+        epilog=example("uniapl submit configs/qwen3-4b.yaml run.folder=/shared/runs"),
+    )
     add_config(parser, "run.folder=/shared/runs", "a YAML file below the current folder")
     parser.add_argument("--resume", action="store_true", help="go on from the newest checkpoint of the run's folder")
     parser.add_argument("--address", metavar="URL", help="of the cluster's dashboard, such as http://127.0.0.1:8265")

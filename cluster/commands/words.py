@@ -6,18 +6,26 @@ import argparse
 from pathlib import Path
 
 
-def add_config(parser: argparse.ArgumentParser, example: str, config: str = "a YAML file") -> None:
+def example(line: str) -> str:
+    """The end of a command's help."""
+    return f"example:\n  {line}"
+
+
+def add_config(
+    parser: argparse.ArgumentParser, override: str, config: str = "a YAML file", optional: bool = False
+) -> None:
     """CONFIG, KEY=VALUE and --method, which together name one configuration."""
-    parser.add_argument("config", type=Path, metavar="CONFIG", help=config)
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"such as {example}")
+    parser.add_argument("config", type=Path, nargs="?" if optional else None, metavar="CONFIG", help=config)
+    overrides = parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"such as {override}")
+    overrides.completer = _keys  # type: ignore[attr-defined]  # (argcomplete's)
     parser.add_argument("-m", "--method", help="a file in CONFIG's methods/ folder, such as sft, or a path")
 
 
 def count(text: str) -> int:
     """A whole number of 0 or more."""
-    if (number := int(text)) < 0:
-        raise argparse.ArgumentTypeError(f"got {text}; allowed: 0 or more")
-    return number
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: a whole number, 0 or more")
+    return int(text)
 
 
 def whole(text: str) -> int:
@@ -32,3 +40,20 @@ def positive(text: str) -> float:
     if not 0 < (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text}; allowed: a number > 0")
     return number
+
+
+def _keys(prefix: str, **_: object) -> list[str]:
+    """Keys of the configuration that go on from `prefix`, for the shell's completion."""
+    from pydantic import BaseModel
+
+    from uniapl.config import Config
+    from uniapl.config_errors import submodel
+
+    *above, _last = prefix.split(".")
+    model: type[BaseModel] | None = Config
+    for part in above:
+        field = model.model_fields.get(part) if model else None
+        model = submodel(field.annotation) if field else None
+    start = "".join(f"{part}." for part in above)
+    fields = model.model_fields.items() if model else ()
+    return [f"{start}{name}{'.' if submodel(field.annotation) else '='}" for name, field in fields]

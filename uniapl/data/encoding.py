@@ -62,7 +62,10 @@ class ChatEncoder:
             text = self._render(messages)
         except Exception as error:  # a template is a program, and may raise anything
             reason = "chat template"
-            raise DataError(f"column messages: the chat template refuses them: {_short(error)}", reason) from None
+            raise DataError(
+                f"column messages: the chat template refuses them: {_short(error)}; allowed: turns that it takes",
+                reason,
+            ) from None
         return list(self.tokenizer.encode(text, add_special_tokens=False))
 
     def _render(self, messages: list[dict[str, str]]) -> str:

@@ -65,7 +65,9 @@ def _read_object(key: str, folder: str, path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{key}: got '{folder}'; {path.name} is not JSON ({_short(error)})") from None
+        raise ConfigError(
+            f"{key}: got '{folder}'; {path.name} is not JSON ({_short(error)}); allowed: a whole copy of the model"
+        ) from None
     if not isinstance(found, dict):
         raise ConfigError(f"{key}: got '{folder}'; {path.name} is a JSON {type(found).__name__}; allowed: an object")
     return found
@@ -89,7 +91,9 @@ def _check_weights(folder: str, name: str) -> None:
         with safe_open(str(Path(folder) / name), framework="numpy") as weights:
             empty = not weights.keys()
     except (OSError, SafetensorError) as error:
-        raise ConfigError(f"{_KEY}: got '{folder}'; {name} is torn or missing ({_short(error)})") from None
+        raise ConfigError(
+            f"{_KEY}: got '{folder}'; {name} is torn or missing ({_short(error)}); allowed: a whole copy of the model"
+        ) from None
     if empty:
         raise ConfigError(f"{_KEY}: got '{folder}'; {name} holds no weights; allowed: {_ALLOWED}")
 

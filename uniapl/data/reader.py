@@ -42,7 +42,7 @@ MAX_ID_CHARACTERS = 1000
 _PARQUET_ROWS = 1024
 """Decoded at a time, so that a row group that grows beyond its limit is noticed."""
 _NO_ID_CHARACTER = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u200e\u200f\u202a-\u202e\u2066-\u2069]")
-_DAMAGED = (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError, struct.error)
+DAMAGED = (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError, struct.error)
 """What pyarrow raises for damaged files; ValueError: also names of columns that are not UTF-8."""
 
 
@@ -148,7 +148,7 @@ class _Blocks:
         first = self._ends[number - 1] if number else 0
         try:
             block = self._get(number, self._ends[number] - first)
-        except _DAMAGED as error:
+        except DAMAGED as error:
             raise DataError(
                 f"{self._path}: row {row}: {self._name} {number} is damaged: {error}; allowed: a whole file", "damaged"
             ) from None
@@ -222,7 +222,7 @@ def _open(path: Path, wanted: pa.Schema) -> _IpcFile | _ParquetFile:
             return _IpcFile(path, wanted)
     except DataError:
         raise
-    except _DAMAGED as error:
+    except DAMAGED as error:
         raise DataError(f"{path}: cannot be read, truncated or damaged: {error}; allowed: a whole file") from None
     raise DataError(f"{path}: neither Arrow IPC nor Parquet; allowed: a file in one of these formats")
 

@@ -51,4 +51,4 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except ValueError as error:
-        raise ConfigError(f"{_KEY}: {path} is not JSON: {error}") from None
+        raise ConfigError(f"{_KEY}: {path} is not JSON: {error}; allowed: a whole copy of the encoder") from None

@@ -187,6 +187,27 @@ def require_redis(url: str) -> None:
         client.close()
 
 
+def probe_redis(url: str) -> float:
+    """Write and read a value as the score cache does; returns the seconds of both.
+
+    Raises:
+        ConfigError: nothing answers, or it refuses.
+    """
+    require_redis(url)
+    client, began = _client(url), time.monotonic()
+    try:
+        client.set(KEY_PREFIX + "probe", "1", ex=10)
+        client.mget([KEY_PREFIX + "probe"])
+    except redis.RedisError as error:
+        raise ConfigError(
+            f"reward.redis_url: got '{_shown(url)}'; it refuses: {_reason(error)}; "
+            f"allowed: a user who may MGET and SET {KEY_PREFIX}*"
+        ) from None
+    finally:
+        client.close()
+    return time.monotonic() - began
+
+
 def _client(url: str) -> redis.Redis:
     """A client that has not connected yet; the password is the environment's."""
     try:
@@ -198,7 +219,9 @@ def _client(url: str) -> redis.Redis:
             retry=Retry(NoBackoff(), 0),
         )
     except ValueError as error:
-        raise ConfigError(f"reward.redis_url: got '{_shown(url)}'; {error}") from None
+        raise ConfigError(
+            f"reward.redis_url: got '{_shown(url)}'; {error}; allowed: such as redis://host:6379/0"
+        ) from None
 
 
 def _reason(error: Exception) -> str:
