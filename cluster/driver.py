@@ -120,7 +120,7 @@ def _one_life(run: Run, resume: bool) -> None:
             live.note(compared)
         _evaluate(run, system, config.run.steps, "after")
         live.phase("writing the model")
-        system.learner.export(folder / "model")
+        system.learner.export(folder / "model", config.run.steps)
 
 
 def _evaluate(run: Run, system: System, step: int, name: str | None) -> None:

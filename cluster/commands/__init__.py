@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from cluster.commands import data, plan, report, submit, train, watch
+from cluster.commands import data, eval, export, plan, report, submit, train, watch
 
-ALL: tuple[ModuleType, ...] = (train, submit, watch, report, plan, data)
+ALL: tuple[ModuleType, ...] = (train, submit, watch, report, eval, export, plan, data)
 """In the order of the help. Each has `add(commands)`, whose parser sets `run`: Namespace -> exit status or None."""
