@@ -1,4 +1,4 @@
-"""The policy as a Hugging Face folder: from the ranks at the end of a run, or at any time from a checkpoint's shards."""
+"""The policy as a Hugging Face folder: from the ranks at the end of a run, or from a checkpoint's shards."""
 
 from __future__ import annotations
 

@@ -25,6 +25,7 @@ from helpers_exact import differences
 from helpers_outside import files_with, listening, ray_session
 from helpers_toy import toy_config
 
+from uniapl.analysis import Evaluation
 from uniapl.config_types import REDIS_PASSWORD
 from uniapl.runlog import METRICS_FILE, read_metrics
 
@@ -172,7 +173,7 @@ class TestWholeSystem:
 
 
 class TestResume:
-    """Goes on from the checkpoint of step 4 in what a run leaves that was killed later."""
+    """Goes on from the checkpoint of step 4 in what a run leaves that was killed later, and evaluates every 3 steps."""
 
     @pytest.fixture(scope="class")
     def resumed(self, whole: Whole) -> tuple[str, Path]:
@@ -185,12 +186,29 @@ class TestResume:
         (run / "checkpoints" / "step-00012" / "queue.json").write_text("{}")
         with (run / METRICS_FILE).open("a") as file:
             file.write('{"step": 13, "loss/to')
+        (run / "eval" / "step-00006.json").write_text("of a step that is made again")
         refused = start(whole.config, "run.name=resumed").communicate(timeout=540)[0]
-        return refused + train(whole.config, "run.name=resumed", "--resume"), run
+        return refused + train(whole.config, "run.name=resumed", "evaluation.every=3", "--resume"), run
 
     def test_every_bit_is_that_of_the_undisturbed_run(self, resumed: tuple[str, Path], whole: Whole) -> None:
         """Token ids, log-probabilities, rewards, scores, losses, weights."""
         assert differences(resumed[1], whole.folder, STEPS) == []
+
+    def test_evaluations_beside_training_are_of_one_version_and_change_nothing(
+        self, resumed: tuple[str, Path], whole: Whole
+    ) -> None:
+        """The undisturbed run, bit for bit the same (above), made none."""
+        assert not list((whole.folder / "eval").glob("step-*"))
+        found = {path.stem: Evaluation.load(path) for path in sorted((resumed[1] / "eval").glob("step-*.json"))}
+        assert list(found) == ["step-00006", "step-00009"]
+        assert [(e.step, e.versions, len(e.samples)) for e in found.values()] == [(6, [6], 4), (9, [9], 4)]
+        told = {m["eval/step"]: m for m in read_metrics(resumed[1]) if "eval/step" in m}
+        assert {step: m["step"] for step, m in told.items()} == {6.0: 7, 9.0: 10}
+        for step, m in told.items():
+            rate = found[f"step-{step:05.0f}"].pass_rate
+            assert rate is not None
+            assert (m["eval/pass_rate"], m["eval/low"], m["eval/high"]) == (rate.value, rate.low, rate.high)
+            assert f"held-out pass rate after step {step:.0f}: {rate.value:.1%}" in resumed[0]
 
     def test_a_damaged_checkpoint_is_named_and_none_is_left(self, resumed: tuple[str, Path]) -> None:
         assert "step-00012: queue.json is not what was written; an older checkpoint is used" in resumed[0]
