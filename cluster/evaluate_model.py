@@ -154,23 +154,18 @@ def _judge(suite: Suite, reward: str | None, config: Config) -> Judge:
 def _by_verifiers(suite: Suite, responses: list[list[Response]]) -> tuple[list[list[Answer]], dict[str, str]]:
     skipped = unavailable([(item.text, item.instructions) for item in suite.items])
     return [
-        [
-            Answer(r.text, len(r.token_ids), r.finish_reason, judge(item.instructions, item.text, r.text, skipped))
-            for r in group
-        ]
+        [Answer(*_sampled(r), verdicts=judge(item.instructions, item.text, r.text, skipped)) for r in group]
         for item, group in zip(suite.items, responses, strict=True)
     ], skipped
 
 
 def _rewarded(response: Response, score: Score) -> Answer:
-    return Answer(
-        response.text,
-        len(response.token_ids),
-        response.finish_reason,
-        reward=score.reward,
-        checks=score.checks,
-        unscored=score.unscored or "",
-    )
+    return Answer(*_sampled(response), reward=score.reward, checks=score.checks, unscored=score.unscored or "")
+
+
+def _sampled(response: Response) -> tuple[str, int, str, float]:
+    """Text, tokens, why it ended, log-probability."""
+    return response.text, len(response.token_ids), response.finish_reason, sum(response.logprobs)
 
 
 def _settings(config: Config, options: Namespace) -> dict[str, Any]:

@@ -12,11 +12,15 @@ from uniapl.evals.verdicts import Verdict
 
 @dataclass(frozen=True)
 class Answer:
-    """One sampled response with its verdicts or, where rewards judge, with `passed` and the checks."""
+    """One sampled response with its verdicts or, where rewards judge, with its reward and their checks.
+
+    `logprob`: of the whole response under the distribution that was sampled from; greedy: under the model's own.
+    """
 
     text: str
     tokens: int
     finish_reason: str
+    logprob: float = 0.0
     verdicts: list[Verdict] = field(default_factory=list)
     reward: float | None = None
     checks: dict[str, bool] = field(default_factory=dict)
