@@ -57,7 +57,7 @@ def export_checkpoint(run: Path, step: str = "newest", out: Path | None = None, 
 
 def _checkpoint(run: Path, step: str) -> tuple[int, Path]:
     steps = checkpoint_steps(run)
-    there = ", ".join(map(str, steps)) or "none, the run wrote no checkpoint"
+    there = ", ".join(map(str, steps)) or "none, it wrote none"
     if step == "newest":
         if (found := newest_checkpoint(run)) is None:
             raise ConfigError(f"{run}: no whole checkpoint; there are steps: {there}")

@@ -20,8 +20,8 @@ def write_folder(model: Any, state: dict[str, Tensor], source: str, folder: Path
     """Weights as safetensors, configuration, generation configuration, tokenizer with chat template, model card.
 
     Args:
-        model: of transformers; its weights are not looked at.
-        state: all its parameters by their names there, of one dtype, which the configuration then names.
+        model: of transformers; of its weights only the dtype is looked at, for the configuration.
+        state: all its parameters by their names there, of that dtype.
         source: the folder that training began from, whose tokenizer goes along.
         folder: replaced if it is there, once the new one is whole.
         card: text of README.md.
@@ -30,7 +30,6 @@ def write_folder(model: Any, state: dict[str, Tensor], source: str, folder: Path
 
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.config.dtype = next(iter(state.values())).dtype
     model.save_pretrained(partial, state_dict=state)
     AutoTokenizer.from_pretrained(source).save_pretrained(partial)
     (partial / "README.md").write_text(card, encoding="utf-8")
@@ -56,8 +55,10 @@ def export_shards(
     Raises:
         RuntimeError: there is no state, it is of another model, or holds something that DeepSpeed does not write.
     """
-    saved = SavedState(shards, saved_ranks(shards))
-    model = _without_weights(source)
+    if (ranks := saved_ranks(shards)) == 0:
+        raise RuntimeError(f"{shards}: holds no ZeRO-3 state")
+    saved = SavedState(shards, ranks)
+    model = _without_weights(source).to(DTYPES[dtype])
     names = [name for name, _ in model.named_parameters()]
     if {PREFIX + name for name in names} != saved.places.keys():
         raise RuntimeError(f"{shards}: holds other parameters than {source} has")

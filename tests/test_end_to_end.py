@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 import signal
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from helpers_cli import (
     ROOT,
     assert_memory_freed,
     batch_rows,
+    environment,
     session_members,
     shared_memory,
     signalled,
@@ -24,9 +30,13 @@ from helpers_cli import (
 from helpers_exact import differences
 from helpers_outside import files_with, listening, ray_session
 from helpers_toy import toy_config
+from transformers import AutoModelForCausalLM
 
+from cluster.cli import main
 from uniapl.analysis import Evaluation
+from uniapl.config import load_config
 from uniapl.config_types import REDIS_PASSWORD
+from uniapl.data.sources import heldout_prompts
 from uniapl.runlog import METRICS_FILE, read_metrics
 
 pytestmark = pytest.mark.timeout(1200)  # a fixture is up to two whole runs
@@ -217,6 +227,68 @@ class TestResume:
 
     def test_a_second_run_of_the_same_name_is_refused(self, resumed: tuple[str, Path]) -> None:
         assert f"run.name: {resumed[1]} is there already; allowed: another name, or --resume to go on" in resumed[0]
+
+
+class TestAfterwards:
+    """What `uniapl export` and `uniapl eval` make of the run, against what the learner said of its own weights."""
+
+    @pytest.fixture(scope="class")
+    def exported(self, whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+        """By step; two ranks saved them, and the newest is in the default place."""
+        out = tmp_path_factory.mktemp("exported") / "of-step-8"
+        assert main(["export", str(whole.folder)]) == 0
+        assert main(["export", str(whole.folder), "--step", "8", "--out", str(out)]) == 0
+        return {12: whole.folder / "export" / "step-00012", 8: out}
+
+    def test_the_newest_checkpoint_gives_what_the_run_wrote_at_its_end(self, whole: Whole, exported: Any) -> None:
+        """Bit for bit, but for the time of day."""
+        names = sorted(path.name for path in exported[12].iterdir())
+        assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {*names}
+        assert names == sorted(path.name for path in (whole.folder / "model").iterdir())
+        for name in names:
+            assert (exported[12] / name).read_bytes() == (whole.folder / "model" / name).read_bytes(), name
+
+    def test_transformers_gives_the_learners_logprobs(self, whole: Whole, exported: Any) -> None:
+        """Of the experts' tokens, as the learner weighed them after the last step."""
+        after = Evaluation.load(whole.folder / "eval" / "after.json")
+        prompts = heldout_prompts(load_config(whole.config), 4)
+        pairs = [(prompt.token_ids, prompt.expert_ids) for prompt in prompts if prompt.expert_ids]
+        found = hf_logprobs(exported[12], pairs)
+        assert found == pytest.approx(after.expert_token_logprobs, abs=1e-5)
+        assert hf_logprobs(exported[8], pairs) != pytest.approx(after.expert_token_logprobs, abs=1e-2)
+
+    def test_an_earlier_checkpoint_gives_the_logprobs_that_its_weights_sampled_with(
+        self, whole: Whole, exported: Any
+    ) -> None:
+        rows = [row for row in batch_rows(whole.folder)[8] if row["kind"] == "sample"]
+        found = hf_logprobs(exported[8], [(row["prompt_ids"], row["response_ids"]) for row in rows])
+        assert found == pytest.approx([value for row in rows for value in row["logprobs"]], abs=1e-4)
+
+    def test_eval_gives_the_responses_scores_and_logprobs_of_the_runs_own_evaluation(self, whole: Whole) -> None:
+        """Greedy, in float32, by another engine from the exported folder; the log-probabilities are the learner's."""
+        command = [sys.executable, "-m", "cluster.cli", "eval", str(whole.folder), "--suite", "heldout", "--limit", "4"]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment(), timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        after = Evaluation.load(whole.folder / "eval" / "after.json")
+        assert json.loads(done.stdout)["scores"]["pass"] == dataclasses.asdict(after.pass_rate)
+        kept = json.loads((whole.folder / "eval" / "heldout-greedy.json").read_text())
+        assert kept["settings"]["max_tokens"] == 12
+        for row, sample in zip(kept["responses"], after.samples, strict=True):
+            [found] = row["responses"]
+            assert (row["id"], found["text"], found["tokens"]) == (sample.prompt_id, sample.response, sample.tokens)
+            assert found.get("reward", 0.0) == sample.reward
+            assert found["logprob"] == pytest.approx(sum(sample.token_logprobs), abs=1e-4 * sample.tokens)
+
+
+def hf_logprobs(folder: Path, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
+    """Log-probabilities that transformers' model gives the tokens of responses to prompts, all in a row."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found: list[float] = []
+    for prompt, response in pairs:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        found += logits.log_softmax(-1)[range(len(response)), response].tolist()
+    return found
 
 
 def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Path, tiny: Path) -> None:
