@@ -27,7 +27,15 @@ def uniapl(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["train", "--help"], ["report", "--help"], ["data", "--help"], ["data", "import", "--help"]],
+    [
+        ["--help"],
+        ["train", "--help"],
+        ["report", "--help"],
+        ["data", "--help"],
+        ["data", "import", "--help"],
+        ["eval", "--help"],
+        ["export", "--help"],
+    ],
 )
 def test_help_fits_on_a_screen(arguments: list[str]) -> None:
     done = uniapl(*arguments)

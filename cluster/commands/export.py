@@ -6,6 +6,8 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+from cluster.commands.words import dtype
+
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
@@ -16,7 +18,7 @@ def add(commands: Any) -> None:
     parser.add_argument("folder", type=Path, metavar="RUN", help="such as runs/local")
     parser.add_argument("--step", default="newest", metavar="N", help="of a checkpoint; default: newest")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/export/step-N")
-    parser.add_argument("--dtype", choices=("bfloat16", "float32"), help="default: the learner's")
+    parser.add_argument("--dtype", type=dtype, metavar="TYPE", help="bfloat16 or float32; default: the learner's")
     parser.set_defaults(run=run)
 
 

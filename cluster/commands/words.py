@@ -32,3 +32,10 @@ def positive(text: str) -> float:
     if not 0 < (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text}; allowed: a number > 0")
     return number
+
+
+def dtype(text: str) -> str:
+    """A type of weights."""
+    if text not in ("bfloat16", "float32"):
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: bfloat16, float32")
+    return text
