@@ -93,7 +93,8 @@ class BesideTraining:
         self._step, self._began = 0, 0.0
         self._sampling: Sampling | None = None
         for path in self._folder.glob("step-*.json"):
-            if int(path.stem.removeprefix("step-")) >= first:
+            number = path.stem.removeprefix("step-")
+            if number.isdigit() and int(number) >= first:
                 path.unlink()
 
     def begin(self, step: int) -> None:
@@ -126,6 +127,7 @@ class BesideTraining:
     def _wait(self) -> None:
         while self._sampling is not None and not self._sampling.poll():
             self._sampling.wait(WAIT_S)
+            self._system.fleet.poll()
             if self._sampling.stuck:  # the next engine comes with the next weights
                 self._note(f"no evaluation of step {self._step}: no engine is left that has its weights")
                 self._sampling = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from typing import Any
 
@@ -22,7 +23,8 @@ class Sampling:
         prompts: held-out ones.
         samples: of each.
         temperature: 0: greedy.
-        at_once: prompts that one engine works on at a time; 0: all of its share.
+        at_once: prompts that one engine works on at a time, beside what else it does and without a limit of time;
+            0: all of its share, within `cluster.step_timeout_s`.
     """
 
     def __init__(
@@ -30,7 +32,7 @@ class Sampling:
     ) -> None:
         self._fleet, self._prompts = fleet, prompts
         self._how = (samples, temperature, at_once)
-        self._limit_s = config.cluster.step_timeout_s
+        self._limit_s = math.inf if at_once else config.cluster.step_timeout_s
         self._made: dict[int, Group] = {}
         self._calls: dict[Any, tuple[Engine, list[int], float]] = {}
         self._share_out()
