@@ -30,9 +30,13 @@ def write_folder(model: Any, state: dict[str, Tensor], source: str, folder: Path
 
     partial = folder.with_name(folder.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=state)
-    AutoTokenizer.from_pretrained(source).save_pretrained(partial)
-    (partial / "README.md").write_text(card, encoding="utf-8")
+    try:
+        model.save_pretrained(partial, state_dict=state)
+        AutoTokenizer.from_pretrained(source).save_pretrained(partial)
+        (partial / "README.md").write_text(card, encoding="utf-8")
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # a full disk has room again
+        raise
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
 

@@ -7,7 +7,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import dtype, whole
+from cluster.commands.words import dtype, stopped, whole
 
 EXAMPLE = "example: uniapl eval runs/local --suite ifeval --limit 100"
 
@@ -39,4 +39,7 @@ def _temperature(text: str) -> float:
 def run(arguments: Namespace) -> int:
     from cluster.evaluate_model import evaluate_model
 
-    return evaluate_model(arguments)
+    try:
+        return evaluate_model(arguments)
+    except KeyboardInterrupt:
+        return stopped()

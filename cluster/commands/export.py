@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import dtype
+from cluster.commands.words import dtype, stopped
 
 
 def add(commands: Any) -> None:
@@ -22,8 +22,12 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> int:
     from cluster.export import export_checkpoint
 
     a = arguments
-    print(f"model: {export_checkpoint(a.folder, a.step, a.out, a.dtype)}")
+    try:
+        print(f"model: {export_checkpoint(a.folder, a.step, a.out, a.dtype)}")
+    except KeyboardInterrupt:
+        return stopped()
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -39,3 +40,9 @@ def dtype(text: str) -> str:
     if text not in ("bfloat16", "float32"):
         raise argparse.ArgumentTypeError(f"got {text}; allowed: bfloat16, float32")
     return text
+
+
+def stopped() -> int:
+    """Tell of a Ctrl-C that leaves nothing to be resumed; returns the exit status."""
+    print("stopped by Ctrl-C; nothing was written", file=sys.stderr)
+    return 130
