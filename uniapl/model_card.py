@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def _method(config: Config) -> list[tuple[str, ...]]:
 
 
 def _data(config: Config) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for use, paths in (("training", config.data.train), ("evaluation", config.data.heldout)):
         for path in paths:
             try:
@@ -162,6 +163,6 @@ def _versions(run: Path) -> list[tuple[str, ...]]:
     return [(name, str(version)) for name, version in sorted(found.items())]
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, tuple("---" for _ in head), *rows]
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)
