@@ -35,21 +35,54 @@ def engine_args(config: Config, gpu: bool) -> Any:
 
     from actors import weight_receiver
 
-    r = config.rollout
-    side = _gpu_args(config) if gpu else _cpu_args(config)
+    options = _options(config, gpu)
+    if _one_cpu_worker(config, gpu):
+        from actors.executor import InProcessExecutor
+
+        options["distributed_executor_backend"] = InProcessExecutor
     return AsyncEngineArgs(
-        model=config.model.path,
-        dtype=r.dtype,
-        seed=config.run.seed,
-        max_model_len=r.max_model_len,
-        max_num_seqs=r.max_num_seqs,
-        tensor_parallel_size=r.tensor_parallel,
-        logprobs_mode="processed_logprobs",
         weight_transfer_config=WeightTransferConfig(backend="nccl" if gpu else weight_receiver.BACKEND),
         worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.WorkerExtension.__name__}",
-        disable_log_stats=True,
-        **side,
+        **options,
     )
+
+
+def offline_engine_args(config: Config, gpu: bool) -> Any:
+    """The same for an engine in the caller's own process, which gets its weights from the model's folder alone."""
+    from vllm import EngineArgs
+
+    options = _options(config, gpu)
+    if _one_cpu_worker(config, gpu):
+        from vllm.v1.executor.uniproc_executor import UniProcExecutor
+
+        options["distributed_executor_backend"] = UniProcExecutor
+    return EngineArgs(use_tqdm_on_load=False, **options)
+
+
+def _one_cpu_worker(config: Config, gpu: bool) -> bool:
+    """Whether the executor is chosen here.
+
+    vLLM would put the only worker of a CPU engine into a process of its own, to give it OpenMP settings;
+    here they stand in the environment already, and one process less starts faster and leaves no shared
+    memory behind when it is killed.
+    """
+    return not gpu and config.rollout.tensor_parallel == 1
+
+
+def _options(config: Config, gpu: bool) -> dict[str, Any]:
+    r = config.rollout
+    side = _gpu_args(config) if gpu else _cpu_args(config)
+    return {
+        "model": config.model.path,
+        "dtype": r.dtype,
+        "seed": config.run.seed,
+        "max_model_len": r.max_model_len,
+        "max_num_seqs": r.max_num_seqs,
+        "tensor_parallel_size": r.tensor_parallel,
+        "logprobs_mode": "processed_logprobs",
+        "disable_log_stats": True,
+        **side,
+    }
 
 
 def _gpu_args(config: Config) -> dict[str, Any]:
@@ -58,14 +91,7 @@ def _gpu_args(config: Config) -> dict[str, Any]:
 
 
 def _cpu_args(config: Config) -> dict[str, Any]:
-    """Eager: compiling takes longer than a small model generates. KV blocks of 32 are faster than 16.
-
-    vLLM would put the only worker of a CPU engine into a process of its own, to give it OpenMP settings;
-    here they stand in the environment already, and one process less starts faster and leaves no shared
-    memory behind when it is killed.
-    """
-    from actors.executor import InProcessExecutor
-
+    """Eager: compiling takes longer than a small model generates. KV blocks of 32 are faster than 16."""
     side: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
     # vLLM 0.32 ends the engine when a request with a seed has its prompt prefilled in pieces on a CPU
     # ("CPU Generator does not use offset"): prefill whole prompts.
@@ -73,6 +99,4 @@ def _cpu_args(config: Config) -> dict[str, Any]:
         "enable_chunked_prefill": False,
         "max_num_batched_tokens": max(CPU_BATCHED_TOKENS, config.rollout.max_model_len),
     }
-    if config.rollout.tensor_parallel == 1:
-        side["distributed_executor_backend"] = InProcessExecutor
     return side

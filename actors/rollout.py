@@ -259,17 +259,35 @@ class RolloutActor:
         for sample, score in zip(samples, scores, strict=True):
             sample.score = score
 
-    async def evaluate(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
-        """Scored samples of held-out prompts, outside of the queue."""
+    async def evaluate(self, prompts: list[Prompt], samples: int, temperature: float, at_once: int = 0) -> list[Group]:
+        """Scored samples of held-out prompts, outside of the queue, also beside what is leased.
+
+        Args:
+            at_once: prompts that the engine works on at a time; 0: all.
+        """
+        places = asyncio.Semaphore(at_once or len(prompts) or 1)
 
         async def one(number: int, prompt: Prompt) -> Group:
-            made = await self.generate(
-                prompt.token_ids, samples, temperature, self._config.rollout.max_tokens, self._seed(-1 - number, 0)
-            )
+            async with places:
+                made = await self._generate_whole(prompt.token_ids, samples, temperature, self._seed(-1 - number, 0))
             await self._score(prompt, made)
             return Group(-1, prompt, made, self._name)
 
         return list(await asyncio.gather(*(one(i, p) for i, p in enumerate(prompts))))
+
+    async def _generate_whole(self, prompt_ids: list[int], n: int, temperature: float, seed: int) -> list[Sample]:
+        """`generate`; what `rollout.update_mode: abort` ends is made again, the last time without an end."""
+        made: list[Sample] = []
+        for aborts in range(MAX_ABORTS + 1):
+            last = aborts == MAX_ABORTS
+            self._to_finish += last
+            try:
+                made = await self.generate(prompt_ids, n, temperature, self._config.rollout.max_tokens, seed)
+            finally:
+                self._to_finish -= last
+            if not any(sample.finish_reason == "abort" for sample in made):
+                break
+        return made
 
     def _update_mode(self) -> str:
         """`rollout.update_mode`; `keep` instead of `abort` while a group runs that was ended `MAX_ABORTS` times.

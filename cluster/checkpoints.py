@@ -88,6 +88,23 @@ def newest_checkpoint(folder: Path, before: int | None = None) -> tuple[int, Pat
     return None
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Of the checkpoints that are there, whole or damaged, in order."""
+    return [_step_of(place) for place in _checkpoints(folder)]
+
+
+def whole_checkpoint(folder: Path, step: int) -> Path:
+    """The checkpoint of one step.
+
+    Raises:
+        RunError: it is damaged.
+    """
+    [place] = [place for place in _checkpoints(folder) if _step_of(place) == step]
+    if (problem := _damage(place)) is not None:
+        raise RunError(f"{place}: {problem}; allowed: another of its steps {checkpoint_steps(folder)}")
+    return place
+
+
 def remove_unfinished(folder: Path) -> None:
     """What a killed run had begun to write."""
     for partial in (folder / "checkpoints").glob("step-*.partial"):

@@ -12,7 +12,7 @@ from rich.console import Console
 from actors.reward_service import stop_reward_service
 from cluster import run_folder
 from cluster.debug import ways
-from cluster.evaluation import evaluate
+from cluster.evaluation import BesideTraining, evaluate
 from cluster.failures import PartLostError, told_in_one_line
 from cluster.observe import Exporter
 from cluster.placement import Site
@@ -126,20 +126,22 @@ def _one_life(run: Run, resume: bool) -> None:
         live.phase("checking the weight round trip")
         live.note(check_weight_round_trip(system, first))
         _evaluate(run, system, first, "before" if first == 0 else None)
+        beside = BesideTraining(system, run.heldout, folder, first, live.note)
         live.phase("training")
         system.begin_rollouts()
         for step in range(first, config.run.steps):
             with run.signals.step():
-                metrics = one_step(system, controllers, folder, step)
+                metrics = one_step(system, controllers, folder, step, beside)
                 run.log.log(step + 1, metrics)
                 run.exporter.export(step + 1, metrics)
                 live.step(step + 1, metrics)
                 checkpoint(system, controllers, folder, step + 1, live, run.signals.asked)
+        beside.finish()
         if compared := compare_after_training(system):
             live.note(compared)
         _evaluate(run, system, config.run.steps, "after")
         live.phase("writing the model")
-        system.learner.export(folder / "model")
+        system.learner.export(folder / "model", config.run.steps)
 
 
 def _evaluate(run: Run, system: System, step: int, name: str | None) -> None:

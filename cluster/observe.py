@@ -10,6 +10,8 @@ GAUGES = {
     "reward/mean": "mean reward of a batch's samples",
     "reward/pass_rate": "share of samples that pass every check",
     "reward/zero_advantage_groups": "share of groups whose samples were all rewarded alike",
+    "eval/step": "step after which the latest evaluation beside training was begun",
+    "eval/pass_rate": "share of held-out prompts that passed in it",
     "loss/total": "weighted sum of the terms",
     "loss/preference": "preference loss, unweighted",
     "loss/demonstration": "demonstration loss, nats per token",

@@ -8,6 +8,7 @@ from typing import Any
 
 from actors.packed import PackedBatch
 from cluster import run_folder
+from cluster.evaluation import BesideTraining
 from cluster.system import System
 from learner.nonfinite import NonFiniteError
 from uniapl.config import ObjectiveConfig
@@ -17,8 +18,17 @@ from uniapl.records import MixedBatch, put_expert_scores
 from uniapl.runlog import RunError
 
 
-def one_step(system: System, controllers: Controllers, folder: Path, step: int) -> dict[str, float]:
+def one_step(
+    system: System, controllers: Controllers, folder: Path, step: int, beside: BesideTraining
+) -> dict[str, float]:
     """Consume one mixed batch, step once, publish the new weights; returns the step's metrics.
+
+    Args:
+        system: that runs.
+        controllers: of the terms' weights.
+        folder: of the run.
+        step: steps made before.
+        beside: begins evaluations and is asked for their results.
 
     Raises:
         RunError: loss or gradient is not finite; the batch is in the folder's failed/ then.
@@ -30,17 +40,27 @@ def one_step(system: System, controllers: Controllers, folder: Path, step: int) 
         raise RuntimeError(f"the queue gave the batch of step {taken.step}, expected was {step}")
     batch = MixedBatch(step, [packed.group() for packed in taken.groups], taken.demonstrations)
 
+    beside.begin(step)
     ready = time.monotonic()
     weights = controllers.weights(step)
     learned = _learn(system, folder, taken, batch, weights)
     trained = time.monotonic()
+    held = beside.hold()
+    evaluated = time.monotonic()
     sent = system.publish(step + 1)
     published = time.monotonic()
 
-    metrics = batch_metrics(batch) | learned | sent | _weight_metrics(system.config.objective, weights)
+    metrics = (
+        held
+        | beside.collect()
+        | batch_metrics(batch)
+        | learned
+        | sent
+        | _weight_metrics(system.config.objective, weights)
+    )
     controllers.update(step, metrics)
     metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in taken.groups])
-    metrics |= {"time/train": trained - ready, "time/broadcast": published - trained}
+    metrics |= {"time/train": trained - ready, "time/broadcast": published - evaluated}
     metrics |= _queue_metrics(system.stats())
     run_folder.save_batch(folder, batch, system.config, weights)
     metrics["time/step"] = time.monotonic() - began

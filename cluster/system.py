@@ -8,13 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, RayActorError, RayError
+from ray.exceptions import GetTimeoutError, RayActorError
 from ray.util.placement_group import remove_placement_group
 
 from actors.packed import PackedBatch
 from actors.queue import start_queue
 from actors.reward_service import start_reward_service, stop_reward_service
-from cluster.fleet import Engine, Fleet, one_line
+from cluster.fleet import Engine, Fleet
+from cluster.heldout import Sampling
 from cluster.placement import Site, beside_driver, learner_group, learner_options
 from cluster.ray_session import own_ray
 from cluster.room import wait_for_room
@@ -171,24 +172,14 @@ class System:
 
         What a lost engine leaves undone is done by the others, or by the one that comes in its place.
         """
-        made: dict[int, Group] = {}
-        while missing := [i for i in range(len(prompts)) if i not in made]:
-            while not self.fleet.members:
+        sampling = Sampling(self.fleet, self.config, prompts, samples, temperature)
+        while not sampling.poll():
+            if self.fleet.members:
+                sampling.wait(POLL_S)
+            else:
                 self.fleet.wait([], POLL_S)
                 self._look_after()
-            members = self.fleet.members
-            shares = [missing[k :: len(members)] for k in range(len(members))]
-            calls = [
-                engine.handle.evaluate.remote([prompts[i] for i in share], samples, temperature)
-                for engine, share in zip(members, shares, strict=True)
-            ]
-            ray.wait(calls, num_returns=len(calls), timeout=self.config.cluster.step_timeout_s)
-            for engine, share, call in zip(members, shares, calls, strict=True):
-                try:
-                    made |= zip(share, ray.get(call, timeout=0), strict=True)
-                except RayError as error:  # GetTimeoutError among them
-                    self.fleet.lose(engine, f"evaluation: {one_line(error)}")
-        return [made[i] for i in range(len(prompts))]
+        return sampling.groups
 
     def stats(self) -> dict[str, Any]:
         """The queue's counters."""

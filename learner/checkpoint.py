@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+from learner.export import write_folder
 from learner.reshard import load_resharded, saved_ranks
 from learner.safe_load import SafeCheckpointEngine
 
@@ -40,7 +41,7 @@ def load_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
         raise RuntimeError(f"{folder / tag}: DeepSpeed loaded nothing")
 
 
-def export_model(engine: Any, source: str, folder: Path, rank: int) -> None:
+def export_model(engine: Any, source: str, folder: Path, rank: int, card: Callable[[], str]) -> None:
     """Gather the weights parameter by parameter and write a Hugging Face folder from rank 0.
 
     Args:
@@ -48,6 +49,7 @@ def export_model(engine: Any, source: str, folder: Path, rank: int) -> None:
         source: the folder that training began from; its tokenizer and chat template go along.
         folder: replaced if it is there.
         rank: of this process.
+        card: makes the text of its README.md.
     """
     model: nn.Module = engine.module.model
     state: dict[str, torch.Tensor] = {}
@@ -56,15 +58,4 @@ def export_model(engine: Any, source: str, folder: Path, rank: int) -> None:
             if rank == 0:
                 state[name] = parameter.detach().cpu().clone()
     if rank == 0:
-        _write(model, state, source, folder)
-
-
-def _write(model: Any, state: dict[str, torch.Tensor], source: str, folder: Path) -> None:
-    from transformers import AutoTokenizer
-
-    partial = folder.with_name(folder.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    model.save_pretrained(partial, state_dict=state)
-    AutoTokenizer.from_pretrained(source).save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
-    partial.rename(folder)
+        write_folder(model, state, source, folder, card())

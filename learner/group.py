@@ -100,8 +100,9 @@ class LearnerGroup:
     def load(self, folder: Path) -> None:
         self._all([rank.load.remote(str(folder.absolute())) for rank in self.ranks])
 
-    def export(self, folder: Path) -> None:
-        self._all([rank.export.remote(str(folder.absolute())) for rank in self.ranks])
+    def export(self, folder: Path, step: int) -> None:
+        """The policy after `step` steps as a Hugging Face folder."""
+        self._all([rank.export.remote(str(folder.absolute()), step) for rank in self.ranks])
 
     def _all(self, calls: list[Any]) -> list[Any]:
         """The answers of all ranks, or the first error of any: the others may then wait for it for ever."""

@@ -13,6 +13,7 @@ import xxhash
 from learner import checkpoint
 from learner.cotrained import CotrainedDiscriminator
 from learner.device import local_device, set_threads
+from learner.export import DTYPES
 from learner.nonfinite import NonFiniteError
 from learner.passes import plan_micro_batches
 from learner.step import train_step
@@ -22,13 +23,12 @@ from learner.worker import Scores
 from learner.zero import build_engine, build_reference, join_ranks
 from uniapl.broadcast_result import Sent
 from uniapl.config import Config
+from uniapl.model_card import model_card
 from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.policy import load_policy
 from uniapl.records import Demonstration, Group, MixedBatch, expert_scores, put_expert_scores
 from uniapl.schedule import learning_rate
-
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Rank:
@@ -142,9 +142,13 @@ class Rank:
         if self._discriminator:
             self._discriminator.load(Path(folder))
 
-    def export(self, folder: str) -> None:
-        """Write the whole policy as a Hugging Face folder, from rank 0."""
-        checkpoint.export_model(self._engine, self._config.model.path, Path(folder), self._rank)
+    def export(self, folder: str, step: int) -> None:
+        """Write the whole policy after `step` steps as a Hugging Face folder, from rank 0."""
+
+        def card() -> str:
+            return model_card(self._config.run_dir, step, self._config.learner.dtype)
+
+        checkpoint.export_model(self._engine, self._config.model.path, Path(folder), self._rank, card)
 
 
 def _of_all_ranks(mine: Scores) -> Scores:

@@ -48,11 +48,13 @@ class _Place:
 
     group: int
     offset: int
+    shape: tuple[int, ...]
+    """Of the whole parameter."""
     numel: int
     """Of the whole parameter; a shard holds ceil(numel / ranks) of it, the last one's end is padding."""
 
 
-class _Saved:
+class SavedState:
     """The shards of all saved ranks, memory-mapped."""
 
     def __init__(self, folder: Path, ranks: int) -> None:
@@ -93,7 +95,7 @@ def load_resharded(engine: Any, folder: Path, ranks: int) -> None:
     Raises:
         RuntimeError: the saved parameters are not this model's.
     """
-    optimizer, saved = engine.optimizer, _Saved(folder, ranks)
+    optimizer, saved = engine.optimizer, SavedState(folder, ranks)
     optimizer.checkpoint_event_prologue()
     names = [[engine.param_names[p] for p in group] for group in optimizer.fp16_groups]
     if {name for group in names for name in group} != saved.places.keys():
@@ -113,7 +115,7 @@ def load_resharded(engine: Any, folder: Path, ranks: int) -> None:
     optimizer.checkpoint_event_epilogue()
 
 
-def _shard(names: list[str], saved: _Saved, like: Tensor) -> dict[str, Tensor]:
+def _shard(names: list[str], saved: SavedState, like: Tensor) -> dict[str, Tensor]:
     """This rank's flat master and moments of one of the engine's groups."""
     world, rank = dist.get_world_size(), dist.get_rank()
     found = {}
@@ -130,7 +132,7 @@ def _shard(names: list[str], saved: _Saved, like: Tensor) -> dict[str, Tensor]:
     return found
 
 
-def _param_groups(optimizer: Any, saved: _Saved) -> list[dict[str, Any]]:
+def _param_groups(optimizer: Any, saved: SavedState) -> list[dict[str, Any]]:
     """The saved settings of each parameter group, over the flat groups that this engine has."""
     optimizer._set_fp32_optimizer_param_groups()
     present = optimizer.optimizer.state_dict()["param_groups"]
@@ -144,5 +146,5 @@ def _places(groups: list[dict[str, Any]], ranks: int) -> Iterator[tuple[str, _Pl
         offset = 0
         for name, shape in shapes.items():
             numel = math.prod(shape)
-            yield name, _Place(group, offset, numel)
+            yield name, _Place(group, offset, tuple(shape), numel)
             offset += math.ceil(numel / ranks)

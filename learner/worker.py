@@ -80,5 +80,5 @@ class LearnerRank:
     def load(self, folder: str) -> None:
         self._rank.load(folder)
 
-    def export(self, folder: str) -> None:
-        self._rank.export(folder)
+    def export(self, folder: str, step: int) -> None:
+        self._rank.export(folder, step)

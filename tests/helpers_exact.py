@@ -9,8 +9,9 @@ import pyarrow as pa
 
 from uniapl.runlog import read_metrics
 
-TIMED = ("time", "_per_s", "queue/", "broadcast/", "fleet/")
-"""Parts of the names of metrics that measure the machine, or how far the rollout actors were at that moment."""
+TIMED = ("time", "_per_s", "queue/", "broadcast/", "fleet/", "eval/")
+"""Parts of the names of metrics that measure the machine, or how far the rollout actors were at that moment, or of
+evaluations beside training, which one run may make and the other not."""
 
 
 def differences(ours: Path, theirs: Path, steps: int) -> list[str]:

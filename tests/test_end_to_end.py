@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import shutil
 import signal
 import socket
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
+import torch
 from helpers_cli import (
     ROOT,
     assert_memory_freed,
     batch_rows,
+    environment,
     session_members,
     shared_memory,
     signalled,
@@ -26,8 +32,13 @@ from helpers_exact import differences
 from helpers_outside import files_with, listening, ray_session
 from helpers_replay import uniapl_replay
 from helpers_toy import toy_config
+from transformers import AutoModelForCausalLM
 
+from cluster.cli import main
+from uniapl.analysis import Evaluation
+from uniapl.config import load_config
 from uniapl.config_types import REDIS_PASSWORD
+from uniapl.data.sources import heldout_prompts
 from uniapl.runlog import METRICS_FILE, read_metrics
 
 pytestmark = pytest.mark.timeout(1200)  # a fixture is up to two whole runs
@@ -174,7 +185,7 @@ class TestWholeSystem:
 
 
 class TestResume:
-    """Goes on from the checkpoint of step 4 in what a run leaves that was killed later."""
+    """Goes on from the checkpoint of step 4 in what a run leaves that was killed later, and evaluates every 3 steps."""
 
     @pytest.fixture(scope="class")
     def resumed(self, whole: Whole) -> tuple[str, Path]:
@@ -187,12 +198,29 @@ class TestResume:
         (run / "checkpoints" / "step-00012" / "queue.json").write_text("{}")
         with (run / METRICS_FILE).open("a") as file:
             file.write('{"step": 13, "loss/to')
+        (run / "eval" / "step-00006.json").write_text("of a step that is made again")
         refused = start(whole.config, "run.name=resumed").communicate(timeout=540)[0]
-        return refused + train(whole.config, "run.name=resumed", "--resume"), run
+        return refused + train(whole.config, "run.name=resumed", "evaluation.every=3", "--resume"), run
 
     def test_every_bit_is_that_of_the_undisturbed_run(self, resumed: tuple[str, Path], whole: Whole) -> None:
         """Token ids, log-probabilities, rewards, scores, losses, weights."""
         assert differences(resumed[1], whole.folder, STEPS) == []
+
+    def test_evaluations_beside_training_are_of_one_version_and_change_nothing(
+        self, resumed: tuple[str, Path], whole: Whole
+    ) -> None:
+        """The undisturbed run, bit for bit the same (above), made none."""
+        assert not list((whole.folder / "eval").glob("step-*"))
+        found = {path.stem: Evaluation.load(path) for path in sorted((resumed[1] / "eval").glob("step-*.json"))}
+        assert list(found) == ["step-00006", "step-00009"]
+        assert [(e.step, e.versions, len(e.samples)) for e in found.values()] == [(6, [6], 4), (9, [9], 4)]
+        told = {m["eval/step"]: m for m in read_metrics(resumed[1]) if "eval/step" in m}
+        assert {step: m["step"] for step, m in told.items()} == {6.0: 7, 9.0: 10}
+        for step, m in told.items():
+            rate = found[f"step-{step:05.0f}"].pass_rate
+            assert rate is not None
+            assert (m["eval/pass_rate"], m["eval/low"], m["eval/high"]) == (rate.value, rate.low, rate.high)
+            assert f"held-out pass rate after step {step:.0f}: {rate.value:.1%}" in resumed[0]
 
     def test_a_damaged_checkpoint_is_named_and_none_is_left(self, resumed: tuple[str, Path]) -> None:
         assert "step-00012: queue.json is not what was written; an older checkpoint is used" in resumed[0]
@@ -217,6 +245,68 @@ class TestReplay:
         added = found["changed"]["loss/total"] - found["replayed"]["loss/total"]
         assert added == pytest.approx(0.2 * logged["loss/kl"], rel=1e-4)
         assert found["changed"]["loss/kl"] == found["replayed"]["loss/kl"], "from the same weights"
+
+
+class TestAfterwards:
+    """What `uniapl export` and `uniapl eval` make of the run, against what the learner said of its own weights."""
+
+    @pytest.fixture(scope="class")
+    def exported(self, whole: Whole, tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+        """By step; two ranks saved them, and the newest is in the default place."""
+        out = tmp_path_factory.mktemp("exported") / "of-step-8"
+        assert main(["export", str(whole.folder)]) == 0
+        assert main(["export", str(whole.folder), "--step", "8", "--out", str(out)]) == 0
+        return {12: whole.folder / "export" / "step-00012", 8: out}
+
+    def test_the_newest_checkpoint_gives_what_the_run_wrote_at_its_end(self, whole: Whole, exported: Any) -> None:
+        """Bit for bit, but for the time of day."""
+        names = sorted(path.name for path in exported[12].iterdir())
+        assert {"README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"} <= {*names}
+        assert names == sorted(path.name for path in (whole.folder / "model").iterdir())
+        for name in names:
+            assert (exported[12] / name).read_bytes() == (whole.folder / "model" / name).read_bytes(), name
+
+    def test_transformers_gives_the_learners_logprobs(self, whole: Whole, exported: Any) -> None:
+        """Of the experts' tokens, as the learner weighed them after the last step."""
+        after = Evaluation.load(whole.folder / "eval" / "after.json")
+        prompts = heldout_prompts(load_config(whole.config), 4)
+        pairs = [(prompt.token_ids, prompt.expert_ids) for prompt in prompts if prompt.expert_ids]
+        found = hf_logprobs(exported[12], pairs)
+        assert found == pytest.approx(after.expert_token_logprobs, abs=1e-5)
+        assert hf_logprobs(exported[8], pairs) != pytest.approx(after.expert_token_logprobs, abs=1e-2)
+
+    def test_an_earlier_checkpoint_gives_the_logprobs_that_its_weights_sampled_with(
+        self, whole: Whole, exported: Any
+    ) -> None:
+        rows = [row for row in batch_rows(whole.folder)[8] if row["kind"] == "sample"]
+        found = hf_logprobs(exported[8], [(row["prompt_ids"], row["response_ids"]) for row in rows])
+        assert found == pytest.approx([value for row in rows for value in row["logprobs"]], abs=1e-4)
+
+    def test_eval_gives_the_responses_scores_and_logprobs_of_the_runs_own_evaluation(self, whole: Whole) -> None:
+        """Greedy, in float32, by another engine from the exported folder; the log-probabilities are the learner's."""
+        command = [sys.executable, "-m", "cluster.cli", "eval", str(whole.folder), "--suite", "heldout", "--limit", "4"]
+        done = subprocess.run([*command, "--json"], capture_output=True, text=True, env=environment(), timeout=300)
+        assert done.returncode == 0, done.stderr[-3000:]
+        after = Evaluation.load(whole.folder / "eval" / "after.json")
+        assert json.loads(done.stdout)["scores"]["pass"] == dataclasses.asdict(after.pass_rate)
+        kept = json.loads((whole.folder / "eval" / "heldout-greedy.json").read_text())
+        assert kept["settings"]["max_tokens"] == 12
+        for row, sample in zip(kept["responses"], after.samples, strict=True):
+            [found] = row["responses"]
+            assert (row["id"], found["text"], found["tokens"]) == (sample.prompt_id, sample.response, sample.tokens)
+            assert found.get("reward", 0.0) == sample.reward
+            assert found["logprob"] == pytest.approx(sum(sample.token_logprobs), abs=1e-4 * sample.tokens)
+
+
+def hf_logprobs(folder: Path, pairs: list[tuple[list[int], list[int]]]) -> list[float]:
+    """Log-probabilities that transformers' model gives the tokens of responses to prompts, all in a row."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    found: list[float] = []
+    for prompt, response in pairs:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
+        found += logits.log_softmax(-1)[range(len(response)), response].tolist()
+    return found
 
 
 def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Path, tiny: Path) -> None:

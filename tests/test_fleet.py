@@ -64,7 +64,7 @@ class Simulated:
     async def die(self) -> None:
         os._exit(1)
 
-    async def evaluate(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
+    async def evaluate(self, prompts: list[Prompt], samples: int, temperature: float, at_once: int) -> list[Group]:
         if self.name == "rollout-1":
             os._exit(1)
         return [Group(-1, prompt, [], self.name) for prompt in prompts]

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import re
+from dataclasses import replace
 
 import pytest
 from helpers_page import Page, page_of
@@ -35,6 +36,22 @@ def full_run(tmp_path_factory):
 @pytest.fixture(scope="module")
 def full_page(full_run):
     return page_of(full_run)
+
+
+def test_evaluations_beside_training_make_a_curve(full_run, tmp_path):
+    assert "Held-out pass rate over training" not in write_report(full_run).read_text(encoding="utf-8")
+    run = write_run(tmp_path / "run")
+    before = Evaluation.load(run / "eval" / "before.json")
+    for step in (10, 20):
+        versions = [step, step + 1] if step == 20 else [step]
+        replace(before, step=step, versions=versions).save(run / "eval" / f"step-{step:05d}.json")
+    html = write_report(run).read_text(encoding="utf-8")
+    [svg] = re.findall("<svg[^>]*Held-out pass rate over training: pass rate from[^>]*>", html)
+    assert all(f'"step {step}"' in svg for step in (0, 10, 20, 30))
+    assert "1 of 2 evaluations beside training took so long that new weights came in between" in html
+    (run / "eval" / "step-00010.json").write_text("{}")
+    with pytest.raises(RunError, match=r"step-00010\.json: not a saved evaluation"):
+        write_report(run)
 
 
 def test_the_report_stands_in_the_run_folder(full_run):

@@ -14,6 +14,7 @@ from helpers_toy import toy_config
 from slow_checkpoints import FILE, MORE_GROUPS
 
 from cluster.checkpoints import newest_checkpoint
+from uniapl.analysis import Evaluation
 from uniapl.config import load_config
 from uniapl.data.sources import open_sources
 from uniapl.runlog import read_metrics
@@ -42,7 +43,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Any]
     killed(config, "broadcast:7:0.005", program="slow_checkpoints.py")
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     first = {"kept": kept, "steps": len(read_metrics(run)), "queue": queue_of(run / "checkpoints" / kept[-1])}
-    others = ("learner.ranks=1", "rollout.actors=2", "--resume")
+    others = ("learner.ranks=1", "rollout.actors=2", "evaluation.prompts=8", "evaluation.every=3", "--resume")
     status, output = signalled(config, "step 14/", signal.SIGINT, *others)
     return {"run": run, "config": config, "first": first, "status": status, "output": output}
 
@@ -128,6 +129,18 @@ def test_groups_are_made_while_a_checkpoint_is_written(seen: dict[str, Any]) -> 
     lines = [[int(number) for number in line.split()] for line in (seen["run"] / FILE).read_text().splitlines()]
     assert [step for step, _, _ in lines] == [3, 6]
     assert max(after - before for _, before, after in lines) >= MORE_GROUPS
+
+
+def test_evaluations_go_on_beside_generation_and_say_which_versions_they_are_of(seen: dict[str, Any]) -> None:
+    found = [Evaluation.load(path) for path in sorted((seen["run"] / "eval").glob("step-*.json"))]
+    assert len(found) >= 2
+    metrics = {m["eval/step"]: m for m in read_metrics(seen["run"]) if "eval/step" in m}
+    for evaluation in found:
+        assert (evaluation.step % 3, len(evaluation.samples)) == (0, 8)
+        assert evaluation.versions[0] >= evaluation.step
+        assert evaluation.versions[-1] <= metrics[evaluation.step]["step"]
+        assert metrics[evaluation.step]["eval/versions"] == len(evaluation.versions)
+        assert "eval/wait_s" not in metrics[evaluation.step], "nothing waits for it"
 
 
 def test_ctrl_c_ends_the_run_with_a_folder_that_can_be_read(seen: dict[str, Any]) -> None:

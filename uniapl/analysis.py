@@ -11,7 +11,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,13 +59,15 @@ class Evaluation:
     """The policy after `step` optimizer steps, on held-out prompts.
 
     `expert_lengths`: tokens of each expert response; `expert_token_logprobs`: what the policy gives the
-    expert's tokens, all responses in a row.
+    expert's tokens, all responses in a row. `versions`: of the weights that the samples' tokens were drawn from; beside
+    training that is asynchronous they may be several. Made beside training, it has no log-probabilities.
     """
 
     step: int
     samples: list[EvaluatedSample]
     expert_lengths: list[int]
     expert_token_logprobs: list[float]
+    versions: list[int] = field(default_factory=list)
 
     def save(self, path: Path) -> None:
         """Write it as JSON, whole or not at all.

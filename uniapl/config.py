@@ -176,9 +176,10 @@ class LearnerConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Held-out prompts, sampled and verified before and after training."""
+    """Held-out prompts, sampled and verified before and after training, and beside it."""
 
     prompts: NonNegative = Field(64, description="held-out prompts, always the same; 0: no evaluation")
+    every: NonNegative = Field(0, description="optimizer steps, by the engines beside training; 0: before and after")
     samples: Positive = Field(1, description="responses of each prompt")
     temperature: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="of sampling; 0: greedy")
 
@@ -262,9 +263,16 @@ def _conflicts(c: Config) -> list[str]:
         found.append(f"reward.functions: got '{name}' {names.count(name)} times; allowed: each name once")
     if c.learner.warmup_steps > c.run.steps:
         found.append(f"learner.warmup_steps: got {c.learner.warmup_steps}; allowed: <= run.steps = {c.run.steps}")
+    return found + _evaluation_conflicts(c) + _endless(c)
+
+
+def _evaluation_conflicts(c: Config) -> list[str]:
+    found = []
     if c.evaluation.prompts > 0 and not c.data.heldout:
         found.append("data.heldout: got []; allowed: at least one shard when evaluation.prompts is > 0")
-    return found + _endless(c)
+    if c.evaluation.every > 0 and c.evaluation.prompts == 0:
+        found.append(f"evaluation.every: got {c.evaluation.every}; allowed: 0 when evaluation.prompts is 0")
+    return found
 
 
 def _redis_conflicts(url: str | None) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -40,6 +41,19 @@ def positive(text: str) -> float:
     if not 0 < (number := float(text)) < float("inf"):
         raise argparse.ArgumentTypeError(f"got {text}; allowed: a number > 0")
     return number
+
+
+def dtype(text: str) -> str:
+    """A type of weights."""
+    if text not in ("bfloat16", "float32"):
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: bfloat16, float32")
+    return text
+
+
+def stopped() -> int:
+    """Tell of a Ctrl-C that leaves nothing to be resumed; returns the exit status."""
+    print("stopped by Ctrl-C; nothing was written", file=sys.stderr)
+    return 130
 
 
 def _keys(prefix: str, **_: object) -> list[str]:

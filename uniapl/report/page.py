@@ -9,6 +9,7 @@ from typing import Any
 from uniapl.report import figures
 from uniapl.report.axes import clock
 from uniapl.report.charts import MAX_POINTS, share_bar
+from uniapl.report.evaluations import pass_rate_curve
 from uniapl.report.headline import headline
 from uniapl.report.html import fill, write_page
 from uniapl.report.run import Run, load_run
@@ -42,6 +43,7 @@ def _values(run: Run) -> dict[str, Any]:
         "status": status(run),
         "facts": _facts(run),
         "headline": headline(run),
+        "curve": pass_rate_curve(run.before, run.beside, run.after),
         "training": figures.line_figures(run.metrics, figures.TRAINING),
         "balance": figures.balance_figures(run.metrics),
         "steps_per_point": max(1, -(-len(run.metrics) // MAX_POINTS)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from uniapl.analysis import Evaluation
 from uniapl.config_errors import masked, parse_yaml
+from uniapl.report.evaluations import load_beside
 from uniapl.runlog import RunError, read_metrics
 
 Metrics = list[dict[str, Any]]
@@ -25,6 +26,7 @@ class Run:
     before: Evaluation | None
     after: Evaluation | None
     versions: list[tuple[str, str]]
+    beside: list[Evaluation] = field(default_factory=list)
 
     @property
     def planned_steps(self) -> int | None:
@@ -64,6 +66,7 @@ def load_run(run_dir: Path) -> Run:
         config_text=masked(text),
         config=parse_yaml(text, str(run_dir / "config.yaml")),
         metrics=read_metrics(run_dir),
+        beside=load_beside(run_dir),
         before=_evaluation(run_dir / "eval" / "before.json"),
         after=_evaluation(run_dir / "eval" / "after.json"),
         versions=_versions(run_dir / "versions.json"),

@@ -77,7 +77,7 @@ def _follows(benchmark: str, prompt: Prompt, response: str) -> RewardResult:
     checks: dict[str, bool] = {}
     for instruction in instructions:
         name, checker = _checker(prompt, instruction, benchmark, checkers)
-        followed = bool(answer.strip()) and _check(name, checker, answer)
+        followed = bool(answer.strip()) and check(name, checker, answer)
         checks[name] = checks.get(name, True) and followed
     return RewardResult(float(all(checks.values())), checks)
 
@@ -97,17 +97,21 @@ def _checker(prompt: Prompt, instruction: Any, benchmark: str, checkers: dict[st
         checker.build_description(**given)
     except (TypeError, ValueError) as error:
         raise UnscorableError(f"prompt '{prompt.id}': the kwargs of '{name}': {error}") from None
-    _require_given(prompt, name, given, checker.get_instruction_args() or {})
+    if drawn := not_taken(given, checker.get_instruction_args() or {}):
+        raise UnscorableError(f"prompt '{prompt.id}': the kwargs of '{name}': {drawn}; allowed: a value it takes")
     return name, checker
 
 
-def _require_given(prompt: Prompt, name: str, given: dict[str, Any], used: dict[str, Any]) -> None:
-    """Checkers draw at random what is missing or out of range: then they check what nobody asked."""
+def not_taken(given: dict[str, Any], used: dict[str, Any]) -> str:
+    """Checkers draw at random what is missing or out of range, and then check what nobody asked.
+
+    Returns:
+        the first such argument and what was given, or nothing.
+    """
     for key, value in used.items():
         if key not in given or _comparable(given[key]) != _comparable(value):
-            raise UnscorableError(
-                f"prompt '{prompt.id}': the kwargs of '{name}': {key} is {given.get(key)!r}; allowed: a value it takes"
-            )
+            return f"{key} is {given.get(key)!r}"
+    return ""
 
 
 def _comparable(value: Any) -> Any:
@@ -119,7 +123,12 @@ def _comparable(value: Any) -> Any:
     return value
 
 
-def _check(name: str, checker: Any, answer: str) -> bool:
+def check(name: str, checker: Any, answer: str) -> bool:
+    """Whether an answer follows what `checker` was set up for.
+
+    Raises:
+        UnscorableError: the checker needs data of NLTK's that is not there.
+    """
     try:
         return bool(checker.check_following(answer))
     except LookupError as error:

@@ -1,0 +1,1 @@
+"""Benchmarks and shards that a model is evaluated on: prompts, verdicts, scores."""
