@@ -24,6 +24,7 @@ from uniapl.discriminators.cotrained import (
     load_scorer,
     plan_duels,
 )
+from uniapl.discriminators.warm_up import COMPARISON, WarmUp
 from uniapl.records import Group, Sample
 
 TAG = "discriminator"
@@ -48,11 +49,13 @@ class CotrainedDiscriminator:
         self._engine = build_engine(scorer, learner, ranks, device)
         self._device = device.torch_device
         self._ranks = ranks
+        self._warm_up = WarmUp(config) if own.comparisons else None
         self._budget = config.learner.row_tokens * config.learner.micro_batch_rows
 
     def score_and_train(self, groups: list[Group], step: int, update: bool = True) -> dict[str, float]:
         """Score every sample that has an expert's response beside it, then make one optimizer step.
 
+        In the warm-up the step is on preference pairs too, where there are any: the mean is over all pairs alike.
         Scores are those of the weights before the step: `expert_score` and `expert_reference` of each such
         sample are filled in place.
 
@@ -62,26 +65,32 @@ class CotrainedDiscriminator:
             update: False leaves weights and optimizer as they are.
 
         Returns:
-            metrics over the pairs of all ranks, the same on every rank; empty where no rank has any.
+            metrics over the pairs of all ranks, the same on every rank; empty where no rank has any. Preference pairs
+            have a loss and an accuracy of their own, and are not in the other ones.
 
         Raises:
             NonFiniteError: loss or gradient, with the prompts' ids; no rank has made its step then.
         """
+        if self._warm_up:
+            groups = groups + self._warm_up.groups(step, dist.get_rank(), self._ranks)
         batches = plan_duels(groups, self._budget)
         pairs = sum(len(duel.samples) for batch in batches for duel in batch)
         total, most = self._reduce([pairs]), self._reduce([len(batches)], dist.ReduceOp.MAX)
         if not total[0]:
             return {}
         batches += [[] for _ in range(int(most[0]) - len(batches))]
-        sums = dict.fromkeys(_SUMS, 0.0)
+        sums = torch.zeros(2, len(_SUMS), dtype=torch.float64)
         for batch in batches:
-            for key, value in self._run(batch, total[0]).items():
-                sums[key] += value
-        metrics = _metrics(dict(zip(_SUMS, self._reduce(list(sums.values())), strict=True)))
+            sums += self._run(batch, total[0])
+        reduced = self._reduce(sums.flatten().tolist())
+        halves = reduced[: len(_SUMS)], reduced[len(_SUMS) :]
+        sampled, compared = (dict(zip(_SUMS, half, strict=True)) for half in halves)
+        metrics = _metrics(sampled) | _comparison_metrics(compared)
         norm = gradient_norm(self._engine)
-        if not (math.isfinite(metrics["discriminator/loss"]) and math.isfinite(norm)):
+        loss = (sampled["loss"] + compared["loss"]) / total[0]
+        if not (math.isfinite(loss) and math.isfinite(norm)):
             discard(self._engine)
-            raise _failure(step, metrics["discriminator/loss"], groups)
+            raise _failure(step, loss, groups)
         if update:
             self._engine.step()
         else:
@@ -100,8 +109,12 @@ class CotrainedDiscriminator:
         """
         load_engine(self._engine, folder, TAG)
 
-    def _run(self, duels: list[Duel], pairs: float) -> dict[str, float]:
-        """Forward and backward of one micro-batch, its part of a mean over `pairs`; fills in the scores."""
+    def _run(self, duels: list[Duel], pairs: float) -> Tensor:
+        """Forward and backward of one micro-batch, its part of a mean over `pairs`; fills in the scores.
+
+        Returns:
+            [2, len(_SUMS)]: sums over pairs with a sample, and over preference pairs.
+        """
         batch = duel_batch(duels).to(self._device)
         scores = self._engine(batch.input_ids, batch.attention_mask)
         expert, samples = scores[batch.expert_row], scores[batch.sample_row]
@@ -112,7 +125,9 @@ class CotrainedDiscriminator:
         for sample, own, reference in zip(fought, samples.tolist(), expert.tolist(), strict=True):
             assert sample.score is not None  # noqa: S101 (the queue lets no unscored sample through)
             sample.score.expert_score, sample.score.expert_reference = own, reference
-        return _sums(losses.detach(), expert.detach().double(), samples.detach().double())
+        values = _values(losses.detach(), expert.detach().double(), samples.detach().double())  # [_SUMS, P]
+        compared = torch.tensor([duel.group.lease_id == COMPARISON for duel in duels for _ in duel.samples]).bool()
+        return torch.stack([values[:, ~compared].sum(1), values[:, compared].sum(1)])
 
     def _reduce(self, values: list[float], operation: Any = dist.ReduceOp.SUM) -> list[float]:
         reduced = torch.tensor(values, dtype=torch.float64, device=self._device)
@@ -135,15 +150,29 @@ def _finite(sample: Sample) -> bool:
     return score is None or all(math.isfinite(value or 0.0) for value in (score.expert_score, score.expert_reference))
 
 
-def _sums(losses: Tensor, expert: Tensor, samples: Tensor) -> dict[str, float]:
+def _values(losses: Tensor, expert: Tensor, samples: Tensor) -> Tensor:
+    """What `_SUMS` names of every pair, [_SUMS, P], on the CPU."""
     told_apart = (samples < expert).double()
-    values = [torch.ones_like(losses), losses, told_apart, expert, samples]
-    return {key: float(value.sum()) for key, value in zip(_SUMS, values, strict=True)}
+    return torch.stack([torch.ones_like(losses), losses, told_apart, expert, samples]).cpu()
+
+
+def _comparison_metrics(sums: dict[str, float]) -> dict[str, float]:
+    """Means over preference pairs; empty without any."""
+    n = sums["pairs"]
+    if not n:
+        return {}
+    return {
+        "discriminator/comparisons": n,
+        "discriminator/comparison_loss": sums["loss"] / n,
+        "discriminator/comparison_accuracy": sums["told_apart"] / n,
+    }
 
 
 def _metrics(sums: dict[str, float]) -> dict[str, float]:
-    """Means over pairs; as in `uniapl.metrics`."""
+    """Means over pairs with a sample, as in `uniapl.metrics`; empty without any."""
     n = sums["pairs"]
+    if not n:
+        return {}
     expert, sample = sums["expert"] / n, sums["sample"] / n
     return {
         "discriminator/loss": sums["loss"] / n,

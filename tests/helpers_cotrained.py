@@ -110,6 +110,30 @@ def poisoned_step(discriminator: Any, rank: int, ranks: int) -> tuple[str, bool]
     return "no error", False
 
 
+def warm_config(c: Config, comparisons: str) -> Config:
+    """The same with a warm-up of two steps on preference pairs, four in each."""
+    tree = c.model_dump()
+    tree["objective"]["adversarial"]["cotrained"] |= {"comparisons": [comparisons], "warmup_steps": 2}
+    tree["data"]["max_prompt_tokens"] = 48
+    tree["queue"]["groups_per_step"] = 1
+    return Config.model_validate(tree)
+
+
+def warm_up(c: Config, device: Any, rank: int, ranks: int, folder: Path) -> dict[str, Any]:
+    """Three steps with a warm-up of two; the second and the third again from a checkpoint."""
+    from learner.cotrained import CotrainedDiscriminator
+
+    warm = CotrainedDiscriminator(c, device, ranks)
+    metrics = [warm.score_and_train(share(0, rank, ranks), 0)]
+    warm.save(folder)
+    metrics += [warm.score_and_train(share(0, rank, ranks), step) for step in (1, 2)]
+    again = CotrainedDiscriminator(c, device, ranks)
+    again.load(folder)
+    resumed = [again.score_and_train(share(0, rank, ranks), step) for step in (1, 2)]
+    alone = again.score_and_train([], 1)
+    return {"metrics": metrics, "resumed": resumed, "alone": alone}
+
+
 def main(spec: dict[str, Any], folder: Path, rank: int) -> None:
     from learner.cotrained import CotrainedDiscriminator
     from learner.device import local_device
@@ -136,6 +160,7 @@ def main(spec: dict[str, Any], folder: Path, rank: int) -> None:
     again.load(folder)
     resumed = [again.score_and_train(share(step, rank, ranks), step) for step in range(3, 5)]
     learned = [again.score_and_train(share(step, rank, ranks), step) for step in range(5, 5 + LEARN_STEPS)]
+    warmed = warm_up(warm_config(c, spec["comparisons"]), device, rank, ranks, folder / "warm")
     error, untouched = poisoned_step(again, rank, ranks)
     (folder / f"rank-{rank}.json").write_text(
         json.dumps(
@@ -148,6 +173,7 @@ def main(spec: dict[str, Any], folder: Path, rank: int) -> None:
                 "undisturbed": undisturbed,
                 "resumed": resumed,
                 "learned": learned,
+                "warm": warmed,
                 "error": error,
                 "untouched": untouched,
             }

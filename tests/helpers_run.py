@@ -177,7 +177,8 @@ def evaluation(name, step, rng, prompts=64):
     """Before: about a third of the prompts pass; after: about six in ten, shorter and more like the expert."""
     after = name == "after"
     samples = [evaluated_sample(index, after, rng) for index in range(prompts)]
-    expert_lengths = [max(4, round(rng.gauss(40, 9))) for _ in range(prompts)]
+    experts = random.Random(7)  # the same responses in every evaluation
+    expert_lengths = [max(4, round(experts.gauss(40, 9))) for _ in range(prompts)]
     slope = 0.9 if after else 0.45
     expert_logprobs = [-rng.expovariate(slope) for _ in range(sum(expert_lengths))]
     return Evaluation(step if after else 0, samples, expert_lengths, expert_logprobs)

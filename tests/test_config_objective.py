@@ -87,7 +87,7 @@ VALUES = [
     (
         "objective.adversarial.discriminator=gan",
         "objective.adversarial.discriminator: got 'gan'; "
-        "allowed: 'none' or 'embedding' or 'reference_reward' or 'cotrained'",
+        "allowed: 'none' or 'embedding' or 'reference_reward' or 'cotrained' or the user's own module:Class",
     ),
     # paths that may be null
     ("objective.kl.reference=''", f"objective.kl.reference: got ''; allowed: null or {TEXT}"),
@@ -107,12 +107,12 @@ CONFLICTS = [
     (
         ["objective.adversarial={weight: 1, discriminator: none}"],
         "override: objective.adversarial.discriminator: got 'none'; "
-        "allowed: 'embedding', 'reference_reward' or 'cotrained' when the weight is > 0",
+        "allowed: 'embedding', 'reference_reward', 'cotrained' or module:Class when the weight is > 0",
     ),
     (
         ["objective.adversarial={weight: {kind: lagrangian}, discriminator: none}"],
         "override: objective.adversarial.discriminator: got 'none'; "
-        "allowed: 'embedding', 'reference_reward' or 'cotrained' when the weight is > 0",
+        "allowed: 'embedding', 'reference_reward', 'cotrained' or module:Class when the weight is > 0",
     ),
     (
         ["objective.adversarial={weight: 1, discriminator: reference_reward, reward_model: null}"],

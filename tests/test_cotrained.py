@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import json
 import random
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import helpers_cotrained
+import pyarrow as pa
 import pytest
 import torch
-from helpers_cotrained import LEARN_STEPS, group, groups
+from helpers_cotrained import LEARN_STEPS, group, groups, warm_config
 from helpers_tiny import tiny_model
 from helpers_zero import run_ranks
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
+from uniapl.data.encoding import ChatEncoder
+from uniapl.data.errors import DataError
 from uniapl.discriminators import check_discriminator, open_discriminator
 from uniapl.discriminators.cotrained import bradley_terry_loss, duel_batch, load_scorer, plan_duels
+from uniapl.discriminators.warm_up import WarmUp
 from uniapl.metrics import batch_metrics
-from uniapl.records import Group, MixedBatch, expert_scores, put_expert_scores
+from uniapl.records import COMPARISON_SCHEMA, Group, MixedBatch, expert_scores, put_expert_scores
 
 
 class TestBradleyTerryLoss:
@@ -129,9 +135,69 @@ class TestPreflight:
             check_discriminator(self.config(tiny, max_response_tokens=500))
 
 
+def pairs_in(folder: Path) -> Path:
+    """Nine preference pairs, written once."""
+    path = folder / "pairs.arrow"
+    if not path.exists():
+        rows = [
+            {"id": f"c{i}", "messages": [{"role": "user", "content": f"say {i}"}], "chosen": "red " * i + "fox",
+             "rejected": "blue bird"}
+            for i in range(9)
+        ]  # fmt: skip
+        folder.mkdir(exist_ok=True)
+        with pa.ipc.new_file(str(path), COMPARISON_SCHEMA) as writer:
+            writer.write_table(pa.Table.from_pylist(rows, schema=COMPARISON_SCHEMA))
+    return path
+
+
+class TestWarmUp:
+    def config(self, model: Path, folder: Path, **cotrained: Any) -> Config:
+        tree = warm_config(helpers_cotrained.config(str(model), 1, 4096), str(pairs_in(folder))).model_dump()
+        tree["objective"]["adversarial"]["cotrained"] |= cotrained
+        return Config.model_validate(tree)
+
+    def test_pairs_follow_from_seed_and_step_and_are_shared_by_the_ranks(self, tiny: Path, tmp_path: Path) -> None:
+        c = self.config(tiny, tmp_path, warmup_steps=9)
+        ids = [[g.prompt.id for g in WarmUp(c).groups(step)] for step in range(10)]
+        assert [len(step) for step in ids] == [4] * 9 + [0]
+        in_order = list(chain(*ids))
+        epochs = [in_order[i : i + 9] for i in range(0, 36, 9)]
+        assert all(sorted(epoch) == [f"c{i}" for i in range(9)] for epoch in epochs)
+        assert len({tuple(epoch) for epoch in epochs}) == 4
+        shares = [[g.prompt.id for g in WarmUp(c).groups(1, rank, 2)] for rank in (0, 1)]
+        assert sorted(chain(*shares)) == sorted(ids[1])
+        other = c.model_copy(update={"run": c.run.model_copy(update={"seed": 1})})
+        assert [g.prompt.id for step in range(9) for g in WarmUp(other).groups(step)] != in_order
+
+    def test_chosen_stands_where_the_experts_response_does(self, tiny: Path, tmp_path: Path) -> None:
+        c = self.config(tiny, tmp_path)
+        encoder = ChatEncoder.from_folder(tiny)
+        for g in WarmUp(c).groups(0):
+            number = int(g.prompt.id[1:])
+            assert g.prompt.token_ids == encoder.prompt_ids([{"role": "user", "content": f"say {number}"}])
+            assert g.prompt.expert_ids == encoder.response_ids("red " * number + "fox")[:16]
+            assert [s.token_ids for s in g.samples] == [encoder.response_ids("blue bird")[:16]]
+
+    def test_files_that_cannot_be_used_are_found_before_the_start(self, tiny: Path, tmp_path: Path) -> None:
+        check_discriminator(self.config(tiny, tmp_path))
+        with pytest.raises(DataError, match=r"^none.arrow: no such file; allowed: existing .arrow or .parquet files$"):
+            check_discriminator(self.config(tiny, tmp_path, comparisons=["none.arrow"]))
+        c = self.config(tiny, tmp_path)
+        short = c.model_copy(update={"data": c.data.model_copy(update={"max_prompt_tokens": 3})})
+        with pytest.raises(DataError, match=r"pairs.arrow: row \d: column messages: \d+ tokens; allowed: <= 3"):
+            check_discriminator(short)
+        assert (
+            WarmUp(short.model_copy(update={"data": short.data.model_copy(update={"on_bad_row": "skip"})})).groups(0)
+            == []
+        )
+        with pytest.raises(ValidationError, match=r"cotrained.comparisons: got files; allowed: \[\] when"):
+            self.config(tiny, tmp_path, warmup_steps=0)
+
+
 def run_cotrained(model: Path, out: Path, ranks: int, row_tokens: int, **learner: object) -> list[dict[str, Any]]:
     """Run `helpers_cotrained` on `ranks` processes of this machine; what each of them wrote."""
-    run_ranks("helpers_cotrained", out, ranks, {"model": str(model), "row_tokens": row_tokens, "learner": learner})
+    spec = {"model": str(model), "row_tokens": row_tokens, "learner": learner, "comparisons": str(pairs_in(out.parent))}
+    run_ranks("helpers_cotrained", out, ranks, spec)
     return [json.loads((out / f"rank-{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -169,6 +235,20 @@ def plain_scores(scorer: torch.nn.Module, batch: list[Group]) -> list[tuple[torc
     ]
 
 
+@pytest.fixture(scope="module")
+def plain_warm_up(tiny: Path, folder: Path) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Of the first step with a warm-up, by plain PyTorch: margins of samples and of pairs, norm of the gradient."""
+    c = warm_config(helpers_cotrained.config(str(tiny), 1, 4096), str(pairs_in(folder)))
+    scorer = load_scorer(str(tiny), seed=0)
+    sampled, compared = (
+        torch.cat([expert - samples for expert, samples in plain_scores(scorer, batch)]).double()
+        for batch in (groups(0), WarmUp(c).groups(0))
+    )
+    (-torch.nn.functional.logsigmoid(torch.cat([sampled, compared]))).mean().backward()
+    norm = torch.stack([p.grad.norm() for p in scorer.parameters()]).norm().item()
+    return sampled.detach(), compared.detach(), norm
+
+
 @pytest.mark.parametrize("name", ["one", "two"])
 class TestOnRanks:
     def test_scores_loss_and_gradient_are_those_of_plain_pytorch(
@@ -191,6 +271,25 @@ class TestOnRanks:
         total = torch.stack([g.norm() for g in expected.values()]).norm().item()
         assert metrics["discriminator/grad_norm"] == pytest.approx(total, rel=1e-5)
         assert norm == pytest.approx(total, rel=1e-5)
+
+    def test_a_warm_up_learns_from_preference_pairs_too_and_goes_on_exactly(
+        self, runs: Runs, plain_warm_up: tuple[torch.Tensor, torch.Tensor, float], name: str
+    ) -> None:
+        sampled, compared, norm = plain_warm_up
+        losses = -torch.nn.functional.logsigmoid(torch.cat([sampled, compared]))
+        warm = runs[name][0]["warm"]
+        first = warm["metrics"][0]
+        assert first["discriminator/comparisons"] == 4
+        assert first["discriminator/comparison_loss"] == pytest.approx(losses[-4:].mean().item(), rel=1e-5)
+        assert first["discriminator/comparison_accuracy"] == (compared > 0).double().mean().item()
+        assert first["discriminator/loss"] == pytest.approx(losses[:-4].mean().item(), rel=1e-5)
+        assert first["discriminator/grad_norm"] == pytest.approx(norm, rel=1e-5)
+        assert ["discriminator/comparisons" in m for m in warm["metrics"]] == [True, True, False]
+        assert all(rank["warm"]["resumed"] == rank["warm"]["metrics"][1:] for rank in runs[name])
+        assert all(rank["warm"]["metrics"] == warm["metrics"] for rank in runs[name])
+        assert sorted(warm["alone"]) == [
+            f"discriminator/{key}" for key in ("comparison_accuracy", "comparison_loss", "comparisons", "grad_norm")
+        ]
 
     def test_unpaired_samples_have_no_score_and_make_no_step(self, runs: Runs, name: str) -> None:
         scores = {int(lease): found for rank in runs[name] for lease, found in rank["scores"].items()}

@@ -45,7 +45,8 @@ def test_the_report_stands_in_the_run_folder(full_run):
 def test_the_page_needs_no_other_file_and_no_network(full_page):
     for tag, attrs in full_page.tags:
         assert tag not in ("link", "img", "iframe", "object", "base"), tag
-        assert not {"src", "href", "action", "style"} & attrs.keys(), (tag, attrs)
+        assert not {"src", "action", "style"} & attrs.keys(), (tag, attrs)
+        assert attrs.get("href", "#").startswith("#"), (tag, attrs)  # links stay within the page
     styles = "".join(text for tag, text in full_page.texts if tag == "style")
     assert "url(" not in styles and "@import" not in styles
 
@@ -73,7 +74,7 @@ def test_the_headline_is_the_held_out_pass_rate_with_its_difference(full_run, fu
 def test_a_difference_that_may_be_chance_is_called_so(tmp_path, full_page):
     run = write_run(tmp_path / "same", evaluations=("before",))
     (run / "eval" / "after.json").write_bytes((run / "eval" / "before.json").read_bytes())
-    assert "interval includes 0" in page_of(run).text
+    assert "No significant change of the pass rate: the interval includes 0" in page_of(run).text
     assert "interval includes 0" not in full_page.text
 
 
@@ -87,10 +88,11 @@ def test_charts_hold_the_logged_numbers(full_run, full_page):
 
 def test_every_section_of_a_whole_run_is_there(full_page):
     ids = [a["id"] for a in full_page.attributes("section")]
-    expected = ["result", "training", "balance", "constraints", "expert", "samples", "time", "health", "reproduce"]
-    assert ids == expected
+    expected = ["result", "training", "expert", "balance", "staleness", "time", "samples", "constraints", "health"]
+    assert ids == [*expected, "reproduce"]
+    assert [a["href"] for a in full_page.attributes("a")] == ["#main", *(f"#{name}" for name in ids)]
     titles = {a["aria-label"].split(":")[0] for a in full_page.attributes("svg") if "aria-label" in a}
-    for title in ["Staleness", "Discriminator gap", "Shares of the weighted loss", "Wall time of a step"]:
+    for title in ["Staleness", "Discriminator gap", "Shares of the weighted loss", "Shares of the gradient"]:
         assert title in titles
     for name in ("Response length", "Token log-probability"):
         assert {f"{name}, before", f"{name}, after"} <= titles
@@ -156,8 +158,9 @@ def test_a_run_without_evaluation_says_so(tmp_path):
     assert [a["id"] for a in page.attributes("section")] == [
         "result",
         "training",
-        "balance",
         "expert",
+        "balance",
+        "staleness",
         "time",
         "health",
         "reproduce",

@@ -45,12 +45,30 @@ def names(chart):
 
 def test_weights_and_shares_hold_the_logged_numbers_of_all_four_terms(full_run, full_page):
     lines = [json.loads(line) for line in (full_run / "metrics.jsonl").open()]
-    for title, prefix, show in (("Weights of the terms", "weight", compact), ("Shares of the", "share", percent)):
+    for title, prefix, show in (
+        ("Weights of the terms", "weight", compact),
+        ("Shares of the weighted", "share", percent),
+    ):
         [title] = [found for found in titles(full_page) if found.startswith(title)]
         chart = full_page.chart(title)
         assert names(chart) == ALL_TERMS
         for row in chart["rows"]:
             assert row["text"] == [show(line[f"{prefix}/{row['name']}"]) for line in lines]
+
+
+def test_shares_of_the_gradient_are_its_norms_on_the_steps_that_measured_them(full_run, full_page):
+    lines = [json.loads(line) for line in (full_run / "metrics.jsonl").open()]
+    norms = [[line[f"gradient/norm_{term}"] for term in ALL_TERMS] for line in lines if "gradient/norm_kl" in line]
+    chart = full_page.chart("Shares of the gradient")
+    assert names(chart) == ALL_TERMS and len(norms) == len(chart["px"]) == 30 // DIAGNOSTICS_EVERY
+    shown = [[row["text"][step] for row in chart["rows"]] for step in range(len(norms))]
+    assert shown == [[percent(norm / sum(row)) for norm in row] for row in norms]
+
+
+def test_ages_of_the_tokens_are_stacked_in_their_order(tmp_path):
+    records = [{"staleness/age_0": 0.5, "staleness/age_8": 0.25, "staleness/age_2": 0.25, "staleness/age_x": 1.0}] * 3
+    page = page_of_records(tmp_path, records)
+    assert names(page.chart("Tokens by age")) == ["age 0", "age 2", "age 8 or more"]
 
 
 def test_gradients_stand_at_the_diagnostic_steps_of_the_whole_runs_axis(full_page):

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.console import Console, ConsoleOptions, ConsoleRenderable, Group, RenderableType, RenderResult
+from rich.control import Control
 from rich.live import Live
 from rich.panel import Panel
 from rich.table import Table
@@ -17,6 +18,8 @@ Metrics = dict[str, float]
 
 ROWS = 8
 """Steps that stay in sight."""
+NOTES = 20
+"""Latest notes, which are shown again when the terminal has another size."""
 ETA_STEPS = 10
 """Latest steps whose mean duration the remaining time is judged by."""
 
@@ -89,6 +92,26 @@ SHARES = [
 ]
 
 
+class _Resizable(Live):
+    """Draws on a cleared screen when the terminal has another size.
+
+    Many terminals break the lines that stand there anew when they get narrower; rich would then go up too few of them
+    and leave pieces of the old table behind. Every refresh looks at the size, so no signal is needed.
+    """
+
+    def __init__(self, table: LiveTable, console: Console) -> None:
+        super().__init__(get_renderable=lambda: table, console=console, refresh_per_second=4)
+        self._table = table
+        self._size = console.size
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        size, self._size = self._size, self.console.size
+        if size != self._size and self.console.is_interactive:
+            notes = [Text(note + "\n") for note in self._table.notes]
+            renderables = [Control.home(), Control.clear(), *notes, *renderables]
+        return super().process_renderables(renderables)
+
+
 class LiveTable:
     """Shows phases, notes and steps of a run; leave it (also by an exception) to restore the terminal.
 
@@ -106,7 +129,9 @@ class LiveTable:
         self._steps: list[tuple[int, Metrics]] = []
         self._durations: list[float] = []
         self._elapsed: float | None = None
-        self._live = Live(get_renderable=lambda: self, console=self._console, refresh_per_second=4)
+        self.notes: list[str] = []
+        """The latest ones, printable."""
+        self._live = _Resizable(self, self._console)
 
     def __enter__(self) -> Self:
         self._start = self._last_step_at = time.monotonic()
@@ -133,6 +158,7 @@ class LiveTable:
             self._line(text)
         else:
             self._console.print(Text(_printable(text)))
+            self.notes = [*self.notes, _printable(text)][-NOTES:]
 
     def step(self, step: int, metrics: Metrics, elapsed_s: float | None = None) -> None:
         """Show the metrics of a finished optimizer step; `step` counts from 1.
@@ -159,7 +185,7 @@ class LiveTable:
         step, latest = self._steps[-1]
         yield self._head(step)
         done = min(width, round(step / self._total * width))
-        yield Text.assemble((block * done, "green"), ("." * (width - done), "dim"))
+        yield Text.assemble(block * done, ("." * (width - done), "dim"))
         yield _table(self._steps, width)
         for title, parts in (("time", TIMES), ("loss shares", SHARES)):
             bar = _stacked_bar(title, [(name, latest.get(key), style) for name, key, style in parts], width, block)

@@ -111,6 +111,16 @@ class CotrainedDiscriminator(Section):
     model: Text | None = Field(None, description="Hugging Face folder to start from; null: the policy's")
     learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="of the discriminator's AdamW")
     warmup_steps: NonNegative = Field(10, description="steps it learns before the adversarial term counts")
+    comparisons: list[Text] = Field([], description="files of preference pairs that it learns from too in these steps")
+
+
+DiscriminatorName = Annotated[
+    str,
+    Field(
+        pattern=r"^(none|embedding|reference_reward|cotrained|[A-Za-z_][A-Za-z_0-9.]*:[A-Za-z_][A-Za-z_0-9]*)$",
+        title="'none' or 'embedding' or 'reference_reward' or 'cotrained' or the user's own module:Class",
+    ),
+]
 
 
 class AdversarialTerm(Section):
@@ -122,7 +132,7 @@ class AdversarialTerm(Section):
     advantage_std: bool = Field(True, description="divide by the group's standard deviation of expert scores")
     average: Average = "token"
     as_reward: bool = Field(False, description="add weight x expert score to the reward instead of a term of its own")
-    discriminator: Literal["none", "embedding", "reference_reward", "cotrained"] = Field(
+    discriminator: DiscriminatorName = Field(
         "none", description="what gives the expert score; needed when the weight is > 0"
     )
     encoder: Text = Field(
@@ -259,10 +269,13 @@ def _adversarial_conflicts(adversarial: AdversarialTerm, preference: PreferenceT
     if adversarial.discriminator == "none":
         found.append(
             f"{key}.discriminator: got 'none'; "
-            "allowed: 'embedding', 'reference_reward' or 'cotrained' when the weight is > 0"
+            "allowed: 'embedding', 'reference_reward', 'cotrained' or module:Class when the weight is > 0"
         )
     if adversarial.discriminator == "reference_reward" and adversarial.reward_model is None:
         found.append(f"{key}.reward_model: got null; allowed: a folder when the discriminator is 'reference_reward'")
+    cotrained = adversarial.cotrained
+    if adversarial.discriminator == "cotrained" and cotrained.comparisons and cotrained.warmup_steps == 0:
+        found.append(f"{key}.cotrained.comparisons: got files; allowed: [] when cotrained.warmup_steps is 0")
     if adversarial.as_reward and not preference.weight.ever_positive:
         found.append(f"{key}.as_reward: got true; allowed: false when objective.preference.weight is 0")
     return found

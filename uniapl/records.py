@@ -25,6 +25,16 @@ SHARD_SCHEMA = pa.schema(
     ]
 )
 
+# A row of a comparisons file: two responses to one prompt, of which somebody preferred the first.
+COMPARISON_SCHEMA = pa.schema(
+    [
+        pa.field("id", pa.string(), nullable=False),
+        pa.field("messages", pa.list_(MESSAGE), nullable=False),
+        pa.field("chosen", pa.string(), nullable=False),
+        pa.field("rejected", pa.string(), nullable=False),
+    ]
+)
+
 
 @dataclass(frozen=True)
 class Prompt:

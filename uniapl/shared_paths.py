@@ -50,6 +50,8 @@ def _paths(config: Config) -> Iterator[tuple[str, str]]:
     yield from (("data.train", path) for path in config.data.train)
     yield from (("data.heldout", path) for path in config.data.heldout)
     objective = config.objective
+    comparisons = objective.adversarial.cotrained.comparisons
+    yield from (("objective.adversarial.cotrained.comparisons", path) for path in comparisons)
     further = {
         "objective.kl.reference": objective.kl.reference,
         "objective.adversarial.cotrained.model": objective.adversarial.cotrained.model,

@@ -1,22 +1,27 @@
-"""`uniapl data`: the local model and data set."""
+"""`uniapl data`: the user's own data as shards, and the local model and data set."""
 
 from __future__ import annotations
 
+import argparse
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import example
+from cluster.commands.words import count, example, whole
 
 DATA_FOLDER = Path("data/local")
 MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
+FORMATS = ("chat", "sharegpt", "alpaca", "preference", "plain", "shard")
+_EXAMPLE = "example: uniapl data import chats.jsonl --out data/mine --heldout 200"
 
 
 def add(commands: Any) -> None:
     parser = commands.add_parser(
-        "data", help="the local model and data set", epilog=example("uniapl data prepare --out data/mine")
+        "data", help="your own data as shards; the local model and data set", epilog=example("uniapl data prepare")
     )
     parts = parser.add_subparsers(required=True, metavar="WHAT")
+    _add_import(parts)
+    _add_inspect(parts)
     model = parts.add_parser(
         "model", help="convert the packaged SmolLM2 into a Hugging Face folder", epilog=example("uniapl data model")
     )
@@ -30,6 +35,83 @@ def add(commands: Any) -> None:
     prepare.add_argument("--seed", type=int, default=0)
     prepare.add_argument("--record", action="store_true", help="sample the plain responses anew, with vLLM")
     prepare.set_defaults(run=run_prepare)
+
+
+def _add_import(parts: Any) -> None:
+    parser = parts.add_parser(
+        "import",
+        help="JSONL, JSON, CSV, Parquet, Arrow or hf: data into shards",
+        usage="uniapl data import INPUT ... --out FOLDER [option ...]",
+        epilog=_EXAMPLE,
+        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=27, width=80),
+    )
+    option = parser.add_argument
+    option("inputs", nargs="+", metavar="INPUT", help="files, globs, or hf:NAME[:SPLIT[:CONFIG]]")
+    option("--out", type=Path, required=True, metavar="FOLDER", help="for train-*.arrow and manifest.json")
+    option("--format", choices=FORMATS, metavar="NAME", help="chat sharegpt alpaca preference plain shard")
+    option("--prompt", metavar="COLUMN", help="of texts or message lists (format plain)")
+    option("--response", metavar="COLUMN", help="likewise; null: the row is a prompt alone")
+    option("--verifier", metavar="[X=]COLUMN", help="for rewards: JSON, or X: answer, number")
+    option(
+        "--on-bad-row", choices=("error", "skip"), default="error", metavar="WHAT", help="error or skip; default: error"
+    )
+    option("--heldout", type=count, default=0, metavar="N", help="prompts kept out of training")
+    option("--shards", type=whole, metavar="N", help="so many training shards")
+    option("--rows-per-shard", type=whole, default=50_000, metavar="N", help="default: 50000")
+    option("--model", metavar="FOLDER", help="whose tokens the next option counts")
+    option("--max-response-tokens", type=whole, metavar="N", help="leave out longer responses")
+    option("--overwrite", action="store_true", help="remove what was imported before")
+    parser.set_defaults(run=run_import)
+
+
+def _add_inspect(parts: Any) -> None:
+    parser = parts.add_parser(
+        "inspect",
+        help="schema, counts, lengths, duplicates and rows of shards",
+        epilog="example: uniapl data inspect 'data/mine/*.arrow' --model models/Qwen3-0.6B",
+    )
+    parser.add_argument("shards", nargs="+", metavar="SHARD", help="files or globs, also of comparisons")
+    parser.add_argument("--model", metavar="FOLDER", help="count its tokens, and show rows as it will see them")
+    parser.add_argument("--rows", type=count, default=2, metavar="N", help="rows to show; default: 2")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+    parser.set_defaults(run=run_inspect)
+
+
+def run_import(arguments: Namespace) -> int:
+    from uniapl.config_errors import ConfigError
+    from uniapl.data.importing.job import run_import as run
+    from uniapl.data.importing.records import Request
+    from uniapl.data.importing.summary import summary
+    from uniapl.data.progress import Bar
+
+    a = arguments
+    if (a.model is None) != (a.max_response_tokens is None):
+        raise ConfigError("--max-response-tokens: goes with --model; allowed: both or neither")
+    kind, column = _verifier(a.verifier)
+    request = Request(
+        a.inputs, a.out, a.format, a.prompt, a.response, column, kind,
+        a.on_bad_row, a.rows_per_shard, a.shards, a.heldout, a.model, a.max_response_tokens,
+    )  # fmt: skip
+    try:
+        with Bar() as bar:
+            ledger = run(request, bar, a.overwrite)
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C; the same command goes on where it was")
+        return 130
+    print(summary(ledger, a.out))
+    return 0
+
+
+def _verifier(said: str | None) -> tuple[Any, str | None]:
+    """What --verifier's column holds, and its name."""
+    kind, _, column = (said or "").partition("=")
+    return (kind, column) if column and kind in ("answer", "number") else ("object", said)
+
+
+def run_inspect(arguments: Namespace) -> None:
+    from uniapl.data.inspection.show import inspect
+
+    inspect(arguments.shards, arguments.model, arguments.rows, arguments.json)
 
 
 def run_model(arguments: Namespace) -> None:

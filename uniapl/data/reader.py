@@ -60,13 +60,18 @@ class Row:
 class ShardReader:
     """The rows of all shards under one index, in the order of the paths (a glob's matches sorted).
 
+    Args:
+        paths_or_globs: of the files.
+        schema: whose columns are read; indexing and `has_response` need those of `SHARD_SCHEMA`.
+
     Raises:
         DataError: on opening, for a missing file, a glob without a match, a torn file, a wrong schema or
             no row at all; on reading, for a row that is not sound, naming file, row and column.
     """
 
-    def __init__(self, paths_or_globs: Iterable[str | Path]) -> None:
-        self._files = [_open(path) for path in expand(paths_or_globs)]
+    def __init__(self, paths_or_globs: Iterable[str | Path], schema: pa.Schema = SHARD_SCHEMA) -> None:
+        self._columns = schema.names
+        self._files = [_open(path, schema) for path in expand(paths_or_globs)]
         self._ends = list(itertools.accumulate(file.rows for file in self._files))
         if len(self) == 0:
             raise DataError(f"{', '.join(str(f.path) for f in self._files)}: no rows; allowed: at least one row")
@@ -76,8 +81,12 @@ class ShardReader:
 
     def __getitem__(self, index: int) -> Row:
         """The row with this index over all shards."""
+        return sound_row(*self.values(index))
+
+    def values(self, index: int) -> tuple[dict[str, Any], str]:
+        """The values of a row by column, not yet checked, and its file and row for messages."""
         file, row = self._locate(index)
-        return _sound_row(file.read(row, SHARD_SCHEMA.names), f"{file.path}: row {row}")
+        return file.read(row, self._columns), f"{file.path}: row {row}"
 
     def has_response(self, index: int) -> bool:
         """Whether the row has an expert response, without reading the rest of it."""
@@ -91,19 +100,24 @@ class ShardReader:
         return self._files[number], index - (self._ends[number - 1] if number else 0)
 
 
-def expand(paths_or_globs: Iterable[str | Path]) -> list[Path]:
+def expand(paths_or_globs: Iterable[str | Path], allowed: str = "existing .arrow or .parquet files") -> list[Path]:
     """The files that are meant, each once, globs in sorted order.
+
+    Args:
+        paths_or_globs: of the files.
+        allowed: which files may be meant, for the message.
 
     Raises:
         DataError: a path that is no file, or a glob that matches none.
     """
     found: dict[Path, None] = {}
     for entry in map(str, paths_or_globs):
-        matches = sorted(_glob(entry)) if glob.has_magic(entry) else [entry]
+        pattern = glob.has_magic(entry) and not os.path.isfile(entry)
+        matches = sorted(_glob(entry)) if pattern else [entry]
         files = [Path(match) for match in matches if os.path.isfile(match)]
         if not files:
-            kind = "no file matches" if glob.has_magic(entry) else "no such file"
-            raise DataError(f"{entry}: {kind}; allowed: existing .arrow or .parquet files")
+            kind = "no file matches" if pattern else "no such file"
+            raise DataError(f"{entry}: {kind}; allowed: {allowed}")
         found.update(dict.fromkeys(files))
     if not found:
         raise DataError("no shards are named; allowed: at least one path or glob")
@@ -153,20 +167,20 @@ class _Blocks:
 
 
 class _IpcFile:
-    """One Arrow IPC file, of which only the columns of `SHARD_SCHEMA` are decoded."""
+    """One Arrow IPC file, of which only the columns of `wanted` are decoded."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, wanted: pa.Schema) -> None:
         self.path = path
         source = pa.memory_map(str(path))
         schema = pa.ipc.open_file(source).schema
-        _check_schema(path, schema)
+        _check_schema(path, schema, wanted)
         _check_size(path, "record batch", largest_block(path))
-        columns = [schema.get_field_index(name) for name in SHARD_SCHEMA.names]
+        columns = [schema.get_field_index(name) for name in wanted.names]
         reader = pa.ipc.open_file(source, options=pa.ipc.IpcReadOptions(included_fields=columns))
         rows = []
         for number in range(reader.num_record_batches):
             batch = reader.get_batch(number)
-            _check_structure(batch)
+            check_structure(batch)
             rows.append(batch.num_rows)
         ends = list(itertools.accumulate(rows))
         self.rows = ends[-1] if ends else 0
@@ -176,10 +190,10 @@ class _IpcFile:
 class _ParquetFile:
     """One Parquet file, read by row groups."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, wanted: pa.Schema) -> None:
+        self.path, self._columns = path, wanted.names
         self._file = pq.ParquetFile(path, memory_map=True, page_checksum_verification=True)
-        _check_schema(path, self._file.schema_arrow)
+        _check_schema(path, self._file.schema_arrow, wanted)
         groups = [self._file.metadata.row_group(g) for g in range(self._file.metadata.num_row_groups)]
         if any(group.num_rows < 0 for group in groups):
             raise ValueError("a row group says that it has fewer than 0 rows")
@@ -190,8 +204,7 @@ class _ParquetFile:
 
     def _load(self, number: int) -> pa.Table:
         size, batches = 0, []
-        names = SHARD_SCHEMA.names
-        for batch in self._file.iter_batches(_PARQUET_ROWS, row_groups=[number], columns=names):
+        for batch in self._file.iter_batches(_PARQUET_ROWS, row_groups=[number], columns=self._columns):
             size += batch.nbytes
             if size > MAX_BLOCK_BYTES:
                 raise ValueError(f"more than {MAX_BLOCK_BYTES} bytes")
@@ -199,14 +212,14 @@ class _ParquetFile:
         return pa.Table.from_batches(batches)
 
 
-def _open(path: Path) -> _IpcFile | _ParquetFile:
+def _open(path: Path, wanted: pa.Schema) -> _IpcFile | _ParquetFile:
     try:
         with path.open("rb") as file:
             magic = file.read(6)
         if magic[:4] == b"PAR1":
-            return _ParquetFile(path)
+            return _ParquetFile(path, wanted)
         if magic == b"ARROW1":
-            return _IpcFile(path)
+            return _IpcFile(path, wanted)
     except DataError:
         raise
     except DAMAGED as error:
@@ -221,7 +234,7 @@ def _check_size(path: Path, block: str, size: int) -> None:
         )
 
 
-def _check_structure(batch: pa.RecordBatch) -> None:
+def check_structure(batch: pa.RecordBatch) -> None:
     """Check every offset against its buffer, but not yet whether texts are UTF-8: that is one row's fault.
 
     Raises:
@@ -240,7 +253,9 @@ def _as_bytes(kind: pa.DataType) -> pa.DataType:
         return pa.list_(kind.value_field.with_type(_as_bytes(kind.value_type)))
     if pa.types.is_large_list(kind):
         return pa.large_list(kind.value_field.with_type(_as_bytes(kind.value_type)))
-    return pa.large_binary() if pa.types.is_large_string(kind) else pa.binary()
+    if pa.types.is_large_string(kind):
+        return pa.large_binary()
+    return pa.binary() if pa.types.is_string(kind) else kind
 
 
 def _values(path: Path, row: int, columns: list[str], block: Any, offset: int) -> dict[str, Any]:
@@ -253,12 +268,10 @@ def _values(path: Path, row: int, columns: list[str], block: Any, offset: int) -
     return values
 
 
-def _check_schema(path: Path, schema: pa.Schema) -> None:
-    for field in SHARD_SCHEMA:
+def _check_schema(path: Path, schema: pa.Schema, wanted: pa.Schema) -> None:
+    for field in wanted:
         if field.name not in schema.names:
-            raise DataError(
-                f"{path}: column {field.name}: missing; allowed: the columns {', '.join(SHARD_SCHEMA.names)}"
-            )
+            raise DataError(f"{path}: column {field.name}: missing; allowed: the columns {', '.join(wanted.names)}")
         if schema.names.count(field.name) > 1:
             raise DataError(f"{path}: column {field.name}: stands twice; allowed: once")
         found = schema.field(field.name).type
@@ -281,13 +294,22 @@ def _same_type(found: pa.DataType, wanted: pa.DataType) -> bool:
     return found.equals(wanted) or (pa.types.is_string(wanted) and pa.types.is_large_string(found))
 
 
-def _sound_row(values: dict[str, Any], where: str) -> Row:
-    """The row, or a DataError for the first column that is not sound."""
+def sound_row(values: dict[str, Any], where: str, response: str = "response") -> Row:
+    """The row of these values.
+
+    Args:
+        values: by column of `SHARD_SCHEMA`.
+        where: file and row.
+        response: what the file calls the response.
+
+    Raises:
+        DataError: for the first column that is not sound; the message begins with `where`.
+    """
     _check_id(values["id"], where)
     _check_messages(values["messages"], where)
-    for name in ("response", "verifier"):
-        _check_length(values[name], f"{where}: column {name}")
-    _check_response(values["response"], where)
+    for column, name in (("response", response), ("verifier", "verifier")):
+        _check_length(values[column], f"{where}: column {name}")
+    _check_response(values["response"], f"{where}: column {response}")
     _check_verifier(values["verifier"], where)
     return Row(values["id"], values["messages"], values["response"], values["verifier"], where)
 
@@ -330,7 +352,7 @@ def _check_messages(messages: list[dict[str, str]] | None, where: str) -> None:
 
 def _check_response(response: str | None, where: str) -> None:
     if response is not None and not response.strip():
-        raise DataError(f"{where}: column response: empty; allowed: text, or null for none", "empty response")
+        raise DataError(f"{where}: empty; allowed: text, or null for none", "empty response")
 
 
 def _check_verifier(verifier: str | None, where: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
 from uniapl.config import Config
+from uniapl.data.comparisons import Pair
 from uniapl.data.encoding import ChatEncoder
 from uniapl.data.errors import DataError
 from uniapl.data.reader import Row, ShardReader
@@ -189,7 +190,7 @@ class DemonstrationSource:
         self._cursor.load_state_dict(state)
 
 
-def prompt_ids(row: Row, encoder: ChatEncoder, max_tokens: int) -> list[int]:
+def prompt_ids(row: Row | Pair, encoder: ChatEncoder, max_tokens: int) -> list[int]:
     """The row's prompt as token ids.
 
     Raises:

@@ -1,7 +1,7 @@
 """Discriminators: how close a response is to the expert's.
 
-`embedding` and `reference_reward` are frozen and served by the reward service; `cotrained` learns in the
-learner's ranks, see `uniapl.discriminators.cotrained`.
+`embedding`, `reference_reward` and the user's own (`module:Class`) are frozen and served by the reward service;
+`cotrained` learns in the learner's ranks, see `uniapl.discriminators.cotrained`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ def check_discriminator(config: Config) -> None:
     """Find out whether what the configured discriminator needs is there, without loading weights.
 
     Raises:
-        ConfigError: a folder is missing, or holds something else.
+        ConfigError: a folder is missing, or holds something else; the user's class cannot be imported.
+        DataError: a file of comparisons cannot be used.
     """
     adversarial = config.objective.adversarial
     if adversarial.discriminator == "embedding":
@@ -27,10 +28,18 @@ def check_discriminator(config: Config) -> None:
         from uniapl.discriminators.reference_reward import resolve_reward_model
 
         resolve_reward_model(adversarial.reward_model)
+    elif ":" in adversarial.discriminator:
+        from uniapl.discriminators.own import resolve_own
+
+        resolve_own(adversarial.discriminator)
     elif config.objective.cotrained:
         from uniapl.discriminators.cotrained import resolve_backbone
 
         resolve_backbone(config)
+        if adversarial.cotrained.comparisons:
+            from uniapl.discriminators.warm_up import check_warm_up
+
+            check_warm_up(config)
 
 
 def open_discriminator(config: Config, threads: int | None = None) -> Discriminator | None:
@@ -53,4 +62,8 @@ def open_discriminator(config: Config, threads: int | None = None) -> Discrimina
         from uniapl.discriminators.reference_reward import ReferenceRewardDiscriminator, resolve_reward_model
 
         return ReferenceRewardDiscriminator(resolve_reward_model(adversarial.reward_model), threads)
+    if ":" in adversarial.discriminator:
+        from uniapl.discriminators.own import OwnDiscriminator
+
+        return OwnDiscriminator(adversarial.discriminator)
     return None

@@ -114,6 +114,6 @@ def _notes(config: Config, engine: EngineMemory | None) -> list[str]:
             f"an engine is asked for {engine.wanted} sequences at a time (rollout.groups_in_flight x group_size), "
             f"{held} takes {engine.sequences} of full length: the others wait in it"
         )
-    if config.objective.adversarial.discriminator in ("embedding", "reference_reward"):
+    if config.objective.adversarial.discriminator not in ("none", "cotrained"):
         notes.append("the frozen discriminator is in the reward service's replicas, on CPUs: not counted here")
     return notes

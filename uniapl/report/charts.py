@@ -134,19 +134,23 @@ def histogram_chart(
     return Figure(title, _svg(title, series, percent, parts, hover), [(colour, name) for name, _, colour in layers])
 
 
-def interval_chart(title: str, rows: Sequence[tuple[str, Interval, str]]) -> Figure:
-    """Each (name, interval, colour) as a dot with its 95 % interval on an axis from 0 to 100 %."""
+def interval_chart(title: str, rows: Sequence[tuple[str, Interval, str]], named: bool = True) -> Figure:
+    """Each (name, interval, colour) as a dot with its 95 % interval on an axis from 0 to 100 %.
+
+    named: with the names, of a few letters, beside the dots; else for a legend.
+    """
     height = TOP + 40 * len(rows) + BOTTOM
-    x = Scale(0, 1, 62, WIDTH - 16)
+    x = Scale(0, 1, 62 if named else 16, WIDTH - 16)
     parts = [_x_axis(x, "held-out prompts passed", whole=False, show=percent, height=height, grid=True)]
     for index, (name, interval, colour) in enumerate(rows):
         middle = TOP + 20 + 40 * index
-        parts.append(f'<text class="row" x="0" y="{middle + 5}">{escape(name)}</text>')
+        parts.append(f'<text class="row" x="0" y="{middle + 5}">{escape(name)}</text>' if named else "")
         parts.append(f'<path class="whisker {colour}" d="M{x(interval.low)} {middle}H{x(interval.high)}"/>')
         parts.append(f'<circle class="dot {colour}" cx="{x(interval.value)}" cy="{middle}" r="7"/>')
     text = "; ".join(f"{n} {percent(i.value)}, interval {percent(i.low)} to {percent(i.high)}" for n, i, _ in rows)
     label = escape(f"{title}: {text}", quote=True)
-    return Figure(title, _element(WIDTH, height, f'role="img" aria-label="{label}"', parts))
+    attributes = f'role="img" tabindex="0" aria-label="{label}"'
+    return Figure(title, _element(WIDTH, height, attributes, parts))
 
 
 def rate_bars(rows: Sequence[tuple[Interval, str]]) -> Markup:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from uniapl.analysis import Comparison, Evaluation, Interval, compare_lengths, compare_logprobs
+from uniapl.metrics import OLDEST
 from uniapl.report.axes import Format, compact, percent
 from uniapl.report.charts import Figure, Series, band_chart, histogram_chart, line_chart, rate_bars, stacked_chart
 
@@ -24,7 +26,7 @@ PAIRS = (
 SHORT = {"demonstration": "demo", "preference": "pref", "adversarial": "adv", "kl": "kl"}
 DOTTED = ("gradient/", "entropy/exact")
 """Metrics of diagnostic steps only, drawn with a dot at each."""
-PLAIN = ("weight/", "queue/resampled", "queue/kept_equal")
+PLAIN = ("weight/", "queue/resampled", "queue/kept_equal", "queue/dropped", "queue/stale_used")
 """Metrics without noise, drawn as they are."""
 BEFORE, AFTER = "c6", "c1"
 POLICY, EXPERT = "c1", "c2"
@@ -133,12 +135,6 @@ HEALTH = [
     ),
     Chart("KL, learner to reference", (("kl/reference", "k3 estimate", KL),), "nats per token", zero=True),
     Chart(
-        "Staleness",
-        (("staleness/mean", "mean", "c1"), ("staleness/max", "largest", "c4")),
-        "weight versions",
-        zero=True,
-    ),
-    Chart(
         "KL, learner to engine",
         (("kl/behaviour", "k3 estimate", "c1"),),
         "nats per token",
@@ -173,9 +169,22 @@ HEALTH = [
         "groups",
         zero=True,
     ),
+]
+STALENESS = [
     Chart(
-        "Dropped groups",
-        (("queue/dropped_stale", "too stale", "c4"), ("queue/dropped_unscored", "unscored", "c2")),
+        "Staleness",
+        (("staleness/mean", "mean", "c1"), ("staleness/max", "largest", "c4")),
+        "weight versions",
+        zero=True,
+        note="Optimizer steps between the weights that sampled a token and those that it trained.",
+    ),
+    Chart(
+        "Stale and unscored groups so far",
+        (
+            ("queue/dropped_stale", "too stale, dropped", "c4"),
+            ("queue/stale_used", "too stale, used and corrected", "c1"),
+            ("queue/dropped_unscored", "unscored, dropped", "c2"),
+        ),
         "groups",
         zero=True,
     ),
@@ -236,10 +245,39 @@ def share_figure(metrics: Metrics) -> Figure | None:
     return stacked_chart("Shares of the weighted loss", [s for s in layers if any(s.ys)], "|term| / sum", percent)
 
 
+def gradient_share_figure(metrics: Metrics) -> Figure | None:
+    """What part of the gradient each term was, on the steps that measured it."""
+    layers = []
+    for name, colour in TERMS:
+        found = [(m["step"], m[f"gradient/norm_{name}"], _norms(m)) for m in metrics if f"gradient/norm_{name}" in m]
+        shares = [norm / whole if whole else 0.0 for _, norm, whole in found]
+        layers.append(Series(name, [step for step, _, _ in found], shares, colour))
+    figure = stacked_chart("Shares of the gradient", [s for s in layers if any(s.ys)], "norm / sum of norms", percent)
+    note = "Norm of each weighted term's gradient, on diagnostic steps."
+    return Figure(figure.title, figure.svg, figure.legend, note) if figure else None
+
+
+def _norms(record: dict[str, Any]) -> float:
+    return float(sum(record.get(f"gradient/norm_{name}", 0.0) for name, _ in TERMS))
+
+
 def balance_figures(metrics: Metrics) -> list[Figure]:
     """What the weights are tuned by: the weights, and what each term adds to loss and gradient."""
-    shares = share_figure(metrics)
-    return line_figures(metrics, [WEIGHTS]) + ([shares] if shares else []) + line_figures(metrics, GRADIENTS)
+    shares = [figure for figure in (share_figure(metrics), gradient_share_figure(metrics)) if figure]
+    return line_figures(metrics, [WEIGHTS]) + shares + line_figures(metrics, GRADIENTS)
+
+
+def staleness_figures(metrics: Metrics) -> list[Figure]:
+    """How old the sampled tokens were, in the mean and by age, and what was too old."""
+    ages = sorted(
+        {key for record in metrics for key in record if re.fullmatch(r"staleness/age_\d{1,3}", key)},
+        key=lambda key: int(key.removeprefix("staleness/age_")),
+    )
+    names = [f"age {key[14:]}" + (" or more" if key[14:] == str(OLDEST) else "") for key in ages]
+    layers = [series(metrics, key, name, COLOURS[i % 6]) for i, (key, name) in enumerate(zip(ages, names, strict=True))]
+    by_age = stacked_chart("Tokens by age", layers, "of tokens", percent)
+    drawn = line_figures(metrics, STALENESS)
+    return drawn[:1] + ([by_age] if by_age else []) + drawn[1:]
 
 
 def importance_figures(metrics: Metrics) -> list[Figure]:

@@ -1,59 +1,21 @@
-"""Reads a run folder and writes its `report.html`."""
+"""The report of one run: `report.html` in its folder."""
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
-
-from uniapl.analysis import Evaluation, Interval, paired_difference
-from uniapl.config_errors import masked, parse_yaml
 from uniapl.report import figures
-from uniapl.report.axes import clock, compact, percent, points
-from uniapl.report.charts import MAX_POINTS, interval_chart, share_bar
-from uniapl.report.figures import AFTER, BEFORE
-from uniapl.report.samples import choose, paired_samples, shown
+from uniapl.report.axes import clock
+from uniapl.report.charts import MAX_POINTS, share_bar
+from uniapl.report.headline import headline
+from uniapl.report.html import fill, write_page
+from uniapl.report.run import Run, load_run
+from uniapl.report.samples import choose, paired_samples
 from uniapl.report.words import objective_words
-from uniapl.runlog import RunError, read_metrics
 
-FOLDER = Path(__file__).parent
-CONTROLS = {code: 0x2400 + code for code in range(32) if chr(code) not in "\n\t"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """What a run folder holds; whatever is missing is empty or None."""
-
-    name: str
-    config_text: str
-    config: dict[str, Any]
-    metrics: figures.Metrics
-    before: Evaluation | None
-    after: Evaluation | None
-    versions: list[tuple[str, str]]
-
-    @property
-    def planned_steps(self) -> int | None:
-        steps = self.setting("run.steps")
-        return steps if isinstance(steps, int) else None
-
-    @property
-    def made_rollouts(self) -> bool:
-        return any("reward/mean" in record for record in self.metrics)
-
-    def setting(self, dotted: str) -> Any:
-        """A value of the configuration, None where it is not there."""
-        node: Any = self.config
-        for part in dotted.split("."):
-            node = node.get(part) if isinstance(node, dict) else None
-        return node
+__all__ = ["render", "write_report"]
 
 
 def write_report(run_dir: Path) -> Path:
@@ -65,93 +27,36 @@ def write_report(run_dir: Path) -> Path:
         RunError: there is no such folder, or its metrics, evaluations or versions are damaged.
         ConfigError: its config.yaml is not YAML.
     """
-    path = Path(run_dir) / "report.html"
-    html = render(load_run(run_dir))
-    fresh = path.with_suffix(".tmp")
-    fresh.write_bytes(html.encode("utf-8", "replace"))
-    fresh.replace(path)
-    return path
-
-
-def load_run(run_dir: Path) -> Run:
-    """Everything that the report is made of.
-
-    Raises:
-        RunError, ConfigError: as `write_report` does.
-    """
-    run_dir = Path(run_dir)
-    if not run_dir.is_dir():
-        raise RunError(f"{run_dir}: no such folder; allowed: the folder of a run")
-    text = _text(run_dir / "config.yaml")
-    return Run(
-        name=run_dir.resolve().name,
-        config_text=masked(text),
-        config=parse_yaml(text, str(run_dir / "config.yaml")),
-        metrics=read_metrics(run_dir),
-        before=_evaluation(run_dir / "eval" / "before.json"),
-        after=_evaluation(run_dir / "eval" / "after.json"),
-        versions=_versions(run_dir / "versions.json"),
-    )
+    return write_page(Path(run_dir) / "report.html", "report.html", **_values(load_run(run_dir)))
 
 
 def render(run: Run) -> str:
     """The page as text."""
-    environment = Environment(
-        loader=FileSystemLoader(FOLDER), autoescape=True, undefined=StrictUndefined, finalize=_visible
-    )
-    environment.filters |= {"percent": percent, "points": points, "clock": clock, "compact": compact, "shown": shown}
-    script, style = ((FOLDER / name).read_text(encoding="utf-8") for name in ("report.js", "report.css"))
-    return environment.get_template("report.html").render(
-        run=run,
-        status=_status(run),
-        facts=_facts(run),
-        headline=_headline(run),
-        training=figures.line_figures(run.metrics, figures.TRAINING),
-        balance=figures.balance_figures(run.metrics),
-        steps_per_point=max(1, -(-len(run.metrics) // MAX_POINTS)),
-        training_checks=figures.training_checks(run.metrics),
-        expert=figures.line_figures(run.metrics, figures.EXPERT_CHARTS),
-        distributions=_distributions(run),
-        checks=figures.check_rows(run.before, run.after),
-        health=figures.line_figures(run.metrics, figures.HEALTH) + figures.importance_figures(run.metrics),
-        times=_times(run.metrics),
-        samples=choose(paired_samples(run.before, run.after)),
-        style=Markup(style),  # noqa: S704 (our own file)
-        script=Markup(script),  # noqa: S704 (our own file)
-        style_hash=_policy_hash(style),
-        script_hash=_policy_hash(script),
-    )
+    return fill("report.html", **_values(run))
 
 
-def _policy_hash(text: str) -> str:
-    """What the page's Content-Security-Policy knows an inline script or style by."""
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+def _values(run: Run) -> dict[str, Any]:
+    """What the template is filled with."""
+    return {
+        "run": run,
+        "status": status(run),
+        "facts": _facts(run),
+        "headline": headline(run),
+        "training": figures.line_figures(run.metrics, figures.TRAINING),
+        "balance": figures.balance_figures(run.metrics),
+        "steps_per_point": max(1, -(-len(run.metrics) // MAX_POINTS)),
+        "training_checks": figures.training_checks(run.metrics),
+        "expert": figures.line_figures(run.metrics, figures.EXPERT_CHARTS),
+        "distributions": figures.distribution_figures(run.evaluations),
+        "checks": figures.check_rows(run.before, run.after),
+        "staleness": figures.staleness_figures(run.metrics),
+        "health": figures.line_figures(run.metrics, figures.HEALTH) + figures.importance_figures(run.metrics),
+        "times": times(run.metrics),
+        "samples": choose(paired_samples(run.before, run.after)),
+    }
 
 
-def _visible(value: Any) -> Any:
-    """Control characters in data as their pictures: HTML has no other way to hold them."""
-    return value.translate(CONTROLS) if type(value) is str else value
-
-
-def _text(path: Path) -> str:
-    return path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
-
-
-def _evaluation(path: Path) -> Evaluation | None:
-    return Evaluation.load(path) if path.is_file() else None
-
-
-def _versions(path: Path) -> list[tuple[str, str]]:
-    if not path.is_file():
-        return []
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return sorted((str(name), str(version)) for name, version in found.items())
-    except (ValueError, AttributeError):
-        raise RunError(f"{path}: not a JSON object of names and versions; allowed: one written by a run") from None
-
-
-def _status(run: Run) -> dict[str, Any]:
+def status(run: Run) -> dict[str, Any]:
     """How far the run came, in words, and whether it is complete."""
     made, planned = len(run.metrics), run.planned_steps
     if not made:
@@ -190,33 +95,7 @@ def _batch(run: Run) -> str:
     return " + ".join(parts)
 
 
-def _headline(run: Run) -> dict[str, Any]:
-    """Held-out pass rates, their difference, and the chart of both; empty parts where there is no evaluation."""
-    rates: list[tuple[str, Interval, str]] = []
-    for name, evaluation, colour in (("before", run.before, BEFORE), ("after", run.after, AFTER)):
-        rate = evaluation.pass_rate if evaluation else None
-        if rate is not None:
-            rates.append((name, rate, colour))
-    paired = paired_difference(run.before, run.after) if run.before and run.after else None
-    return {
-        "rates": rates,
-        "paired": paired,
-        "certain": paired is not None and not paired.difference.low <= 0 <= paired.difference.high,
-        "figure": interval_chart("Held-out pass rate", rates) if rates else None,
-        "unscored": [(n, e.unscored) for n, e in (("before", run.before), ("after", run.after)) if e and e.unscored],
-    }
-
-
-def _distributions(run: Run) -> list[figures.Figure]:
-    evaluations = []
-    if run.before is not None:
-        evaluations.append(("before", run.before))
-    if run.after is not None:
-        evaluations.append(("after", run.after))
-    return figures.distribution_figures(evaluations)
-
-
-def _times(metrics: figures.Metrics) -> dict[str, Any]:
+def times(metrics: figures.Metrics) -> dict[str, Any]:
     """Where the wall time went, in all and per step."""
     totals = figures.time_totals(metrics)
     whole = sum(seconds for _, seconds, _ in totals)

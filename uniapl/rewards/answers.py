@@ -57,10 +57,7 @@ def math(prompt: Prompt, response: str) -> RewardResult:
 
 def last_number(text: str) -> Fraction | None:
     """The last number of `text`, exactly; None where there is none, or it divides by zero."""
-    text = text.replace("−", "-")
-    for pattern, plain in _LATEX:
-        text = pattern.sub(plain, text)
-    found = _NUMBER.findall(text)
+    found = _NUMBER.findall(_plain(text))
     if not found:
         return None
     over, _, under = found[-1].replace(",", "").partition("/")
@@ -68,6 +65,19 @@ def last_number(text: str) -> Fraction | None:
         return Fraction(over.strip()) / Fraction(under.strip() or 1)
     except (ValueError, ZeroDivisionError):  # ValueError: more digits than Python converts
         return None
+
+
+def only_number(text: str) -> Fraction | None:
+    """The number that `text` is, but for white space, dollar signs and a full stop around it; else None."""
+    plain = _plain(text).strip().removesuffix(".").strip(" $")
+    return last_number(plain) if _NUMBER.fullmatch(plain) else None
+
+
+def _plain(text: str) -> str:
+    text = text.replace("−", "-")
+    for pattern, plain in _LATEX:
+        text = pattern.sub(plain, text)
+    return text
 
 
 def _last_boxed(text: str) -> str | None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from uniapl.config import RewardFunction
 from uniapl.config_errors import ConfigError
+from uniapl.own_code import imported, short
 from uniapl.rewards.answers import exact_match, math
 from uniapl.rewards.instructions import ifbench, ifeval, registry
 from uniapl.rewards.types import RewardCallable
@@ -34,9 +34,6 @@ class Reward:
         _WARM_UPS.get(self.name, lambda: None)()
 
 
-_NEXT = "; allowed: module:function, the module below the current folder or installed"
-
-
 def resolve(functions: Sequence[RewardFunction]) -> list[Reward]:
     """The configured reward functions, imported.
 
@@ -57,24 +54,14 @@ def resolve(functions: Sequence[RewardFunction]) -> list[Reward]:
 def _function(name: str, key: str) -> RewardCallable:
     if name in BUILT_IN:
         return BUILT_IN[name]
-    module, colon, attribute = name.partition(":")
-    if not (colon and module and attribute):
-        raise ConfigError(f"{key}: got '{name}'; allowed: {', '.join(BUILT_IN)}, or module:function")
-    try:
-        found = importlib.import_module(module)
-        function = getattr(found, attribute, None)
-    except (Exception, SystemExit) as error:  # a user's module may raise anything, or end the process
-        raise ConfigError(f"{key}: got '{name}'; cannot import {module}: {_short(error)}{_NEXT}") from None
-    if not callable(function):
-        what = "has no" if function is None else "is not callable:"
-        raise ConfigError(f"{key}: got '{name}'; module {module} {what} {attribute}{_NEXT}")
+    function: RewardCallable = imported(key, name, f"{', '.join(BUILT_IN)}, or module:function")
     for kind, is_kind in _NOT_PLAIN.items():
         if is_kind(function):
             raise ConfigError(f"{key}: got '{name}', {kind}; allowed: a plain function")
     try:
         inspect.signature(function).bind(None, "")
     except TypeError as error:
-        raise ConfigError(f"{key}: got '{name}', {_short(error)}; allowed: a function of (prompt, response)") from None
+        raise ConfigError(f"{key}: got '{name}', {short(error)}; allowed: a function of (prompt, response)") from None
     except ValueError:
         return function  # one written in C, which does not tell its parameters
     return function
@@ -85,11 +72,3 @@ _NOT_PLAIN: dict[str, Callable[[object], bool]] = {
     "an async generator": inspect.isasyncgenfunction,
     "a generator": inspect.isgeneratorfunction,
 }
-
-
-def _short(error: BaseException) -> str:
-    try:
-        said = " ".join(str(error).split())[:200]
-    except Exception:  # a user's exception may fail to describe itself
-        said = ""
-    return f"{type(error).__name__}: {said}" if said else type(error).__name__
