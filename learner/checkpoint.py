@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from learner.reshard import load_resharded, saved_ranks
+from learner.reshard import load_resharded
 from learner.safe_load import SafeCheckpointEngine
+from learner.zero_files import saved_ranks
 
 TAG = "zero"
 
@@ -22,13 +23,21 @@ def save_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
 
-def load_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
+def load_engine(engine: Any, folder: Path, tag: str = TAG, saved_by: int | None = None) -> None:
     """The inverse of `save_engine`, with any number of ranks.
+
+    Args:
+        engine: as it was saved, or of another number of ranks.
+        folder: of the checkpoint.
+        tag: of this engine.
+        saved_by: the number of ranks that saved it, where `folder` holds only what this rank needs
+            (`learner.zero_files.needed`); None: all of it is there.
 
     Raises:
         RuntimeError: there is nothing to load, or not all of it, or something that DeepSpeed did not write.
     """
-    ranks = saved_ranks(folder / tag)
+    present = (path.name for path in (folder / tag).glob("*"))
+    ranks = saved_ranks(present, folder / tag) if saved_by is None else saved_by
     if ranks == 0:
         raise RuntimeError(f"{folder / tag}: holds no ZeRO-3 state")
     if ranks != dist.get_world_size():

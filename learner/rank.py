@@ -101,11 +101,11 @@ class Rank:
         if self._discriminator:
             self._discriminator.save(Path(folder))
 
-    def load(self, folder: str) -> None:
-        """Read this rank's part of a checkpoint from `folder`."""
-        checkpoint.load_engine(self._engine, Path(folder))
+    def load(self, folder: str, saved_by: int | None = None) -> None:
+        """Read this rank's part of a checkpoint from `folder`; `saved_by`: see `checkpoint.load_engine`."""
+        checkpoint.load_engine(self._engine, Path(folder), saved_by=saved_by)
         if self._discriminator:
-            self._discriminator.load(Path(folder))
+            self._discriminator.load(Path(folder), saved_by)
 
     def export(self, folder: str) -> None:
         """Write the whole policy as a Hugging Face folder, from rank 0."""

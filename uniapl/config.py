@@ -30,6 +30,8 @@ from uniapl.config_types import (
     Weight,
 )
 from uniapl.objective_config import ObjectiveConfig, objective_conflicts
+from uniapl.scratch import scratch_folder, short_digest
+from uniapl.storage import is_remote, join, url_conflicts
 
 LONGEST_S = 1e9
 """Seconds; Python's locks take no more than 9.2e9."""
@@ -41,7 +43,10 @@ class RunConfig(Section):
     name: Name = "run"
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     steps: Positive = 30
-    folder: Text = "runs"
+    folder: Text = Field("runs", description="a path, or the URL of a folder in an object store, such as s3://B/runs")
+    scratch: Text | None = Field(
+        None, description="of each machine, for what is copied from and to object stores; null: its temporary folder"
+    )
     checkpoint_every: NonNegative = Field(10, description="optimizer steps; 0: only at the end")
     keep_last: Positive = 2
     keep_every: NonNegative = Field(0, description="checkpoints of steps that are multiples stay for ever; 0: none")
@@ -56,7 +61,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Arrow IPC or Parquet shards, named by paths or globs."""
+    """Arrow IPC or Parquet shards, named by paths, URLs of an object store, or globs of either."""
 
     train: Annotated[list[Text], Field(min_length=1)]
     heldout: list[Text] = []
@@ -215,7 +220,15 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.run.folder) / self.run.name
+        """The run's folder on this machine: with an object store a working copy in the scratch folder."""
+        if self.run_url is None:
+            return Path(self.run.folder) / self.run.name
+        return scratch_folder(self.run.scratch) / "runs" / short_digest(self.run_url) / self.run.name
+
+    @property
+    def run_url(self) -> str | None:
+        """The run's folder in an object store; None where `run.folder` is a path."""
+        return join(self.run.folder, self.run.name) if is_remote(self.run.folder) else None
 
 
 def _conflicts(c: Config) -> list[str]:
@@ -256,7 +269,8 @@ def _conflicts(c: Config) -> list[str]:
         found.append(f"learner.warmup_steps: got {c.learner.warmup_steps}; allowed: <= run.steps = {c.run.steps}")
     if c.evaluation.prompts > 0 and not c.data.heldout:
         found.append("data.heldout: got []; allowed: at least one shard when evaluation.prompts is > 0")
-    return found + _endless(c)
+    places = {"run.folder": [c.run.folder], "data.train": c.data.train, "data.heldout": c.data.heldout}
+    return found + _endless(c) + url_conflicts(places)
 
 
 def _redis_conflicts(url: str | None) -> list[str]:
