@@ -136,7 +136,8 @@ def kept(folder: Path) -> str:
 
 
 def free_space(folder: Path) -> str:
-    return f"{_mib(shutil.disk_usage(folder).free)} free in {folder}"
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return f"{_mib(shutil.disk_usage(there).free)} free in {folder}"
 
 
 @contextmanager

@@ -75,14 +75,15 @@ class RunStore:
             ConfigError: the run is there and `resume` was not asked for, or the scratch folder is used otherwise.
             StorageError: the store cannot be used.
         """
-        there = bool(storage.matches(join(self.url, "config.yaml")))
+        there = storage.exists(join(self.url, "config.yaml"))
         if there and not resume:
             raise ConfigError(f"run.name: {self.url} is there already; allowed: another name, or --resume to go on")
         self._clear()
         if there:
             storage.download_all([n for n in storage.find(self.url) if _goes_along(n)], self.url, self._folder)
             self._sent = self._signatures()
-        self._mark(None)
+        whole = [step for step, files in self._found().items() if MANIFEST in files]
+        self._mark(_name(max(whole)) if whole else None)
 
     def has_checkpoints(self) -> bool:
         return bool(self._found())
@@ -150,7 +151,8 @@ class RunStore:
         try:
             self.settle()
         except Exception as error:
-            note(f"the last checkpoint did not get into {self.url}: {' '.join(str(error).split())[:300]}")
+            reason = getattr(error, "cause", None) or error  # Ray hands on a task's error with it as the cause
+            note(f"the last checkpoint did not get into {self.url}: {' '.join(str(reason).split())[:300]}")
 
     @contextmanager
     def settled(self) -> Iterator[None]:

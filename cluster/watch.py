@@ -17,7 +17,7 @@ from uniapl.config import load_config
 from uniapl.config_errors import ConfigError
 from uniapl.live import LiveTable
 from uniapl.runlog import METRICS_FILE, RunError
-from uniapl.storage import Entry, download, is_remote, join, matches
+from uniapl.storage import Entry, download, exists, is_remote, join, matches
 
 LOOK_S = 0.5
 LOOK_IN_STORE_S = 5.0
@@ -112,7 +112,7 @@ def _in_store(url: str) -> Iterator[Record]:
                 download(now[0].url, folder / METRICS_FILE)
             seen = now
 
-        if not matches(join(url, "config.yaml")):
+        if not exists(join(url, "config.yaml")):
             raise ConfigError(
                 f"{url}: holds no config.yaml; allowed: the folder of a run, such as s3://BUCKET/runs/NAME"
             )

@@ -154,6 +154,15 @@ def download_all(names: list[str], url: str, folder: Path) -> dict[str, Fingerpr
         return dict(zip(names, found, strict=True))
 
 
+def exists(url: str) -> bool:
+    """Whether there is such a file."""
+    from pyarrow.fs import FileType
+
+    with _told(url):
+        fs, path = _at(url)
+        return fs.get_file_info(path).type == FileType.File
+
+
 def find(url: str) -> dict[str, Entry]:
     """All files below the folder `url`, by name within it; empty where there is nothing."""
     from pyarrow.fs import FileSelector, FileType
@@ -191,10 +200,13 @@ def delete(url: str) -> None:
 
 
 def delete_all(url: str, first: str | None = None) -> None:
-    """Every file below the folder `url`; the one called `first` goes first."""
-    names = sorted(find(url), key=lambda name: name != first)
-    for name in names:
-        delete(join(url, name))
+    """The folder `url` with every file below it; the one called `first` goes first."""
+    if first is not None:
+        delete(join(url, first))
+    if find(url):
+        with _told(url):
+            fs, path = _at(url)
+            fs.delete_dir(path)
 
 
 def check_writable(url: str) -> None:
