@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,6 +27,7 @@ from uniapl.config_errors import ConfigError
 from uniapl.data.errors import DataError
 from uniapl.data.shards import local_shards, with_local_data
 from uniapl.data.sources import heldout_prompts, open_sources
+from uniapl.runlog import RunError
 from uniapl.storage import StorageError, join
 
 
@@ -266,6 +268,32 @@ def test_a_checkpoint_that_does_not_get_there_does_not_count(tmp_path: Path, tin
     assert line_of(error).startswith(f"{place}/r/checkpoints/step-00002")
     assert kept(config.run_dir) == "--resume goes on from step-00001"
     store.raise_failed()  # it was told once
+
+
+def test_sending_goes_on_beside_the_run_and_is_waited_for_within_a_limit(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, notes = run_in(f"file://{tmp_path}/store", tmp_path, tiny), list[str]()
+    config = config.model_copy(update={"cluster": config.cluster.model_copy(update={"step_timeout_s": 0.2})})
+    store, write, go_on = opened(config, resume=False), storage.write, threading.Event()
+
+    def slow(url: str, data: bytes) -> None:
+        """In the place of a store that takes its time, which no local one does."""
+        go_on.wait(60)
+        write(url, data)
+
+    monkeypatch.setattr(storage, "write", slow)
+    with pytest.raises(RunError) as error:
+        saved(store, config, 1, notes)
+    assert str(error.value) == (
+        f"a checkpoint was not in file://{tmp_path}/store/r within 0.2 s (cluster.step_timeout_s); "
+        "there is no checkpoint to go on from"
+    )
+    go_on.set()
+    while not notes:
+        time.sleep(0.01)
+    saved(store, config, 2, notes)
+    assert kept(config.run_dir) == "--resume goes on from step-00002"
 
 
 def test_a_scratch_folder_that_is_used_otherwise_is_left_alone(tmp_path: Path, tiny: Path) -> None:
