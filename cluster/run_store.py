@@ -35,8 +35,8 @@ from uniapl.storage import Entry, StorageError, join
 
 OWN_WAY = ("checkpoints", "nodes", "model")
 """Folders that go to the store in their own way, or not at all."""
-NOT_REPORTED = (*OWN_WAY, "batches", "failed", "tensorboard")
-"""Folders that a report is not made of."""
+LEFT_THERE = (*OWN_WAY, "batches", "failed", "tensorboard")
+"""Folders that neither a resume nor a report needs."""
 UNFINISHED = (".partial", ".tmp")
 
 
@@ -80,7 +80,7 @@ class RunStore:
             raise ConfigError(f"run.name: {self.url} is there already; allowed: another name, or --resume to go on")
         self._clear()
         if there:
-            storage.download_all([n for n in storage.find(self.url) if _goes_along(n)], self.url, self._folder)
+            _fetch_small_files(self.url, self._folder)
             self._sent = self._signatures()
         whole = [step for step, files in self._found().items() if MANIFEST in files]
         self._mark(_name(max(whole)) if whole else None)
@@ -260,6 +260,12 @@ class RunStore:
         (self._folder / STORE_MARK).write_text(json.dumps(mark), encoding="utf-8")
 
 
+def _fetch_small_files(url: str, folder: Path) -> None:
+    """What a resume goes on with, and a report is made of: configuration, metrics, evaluations."""
+    names = [name for name in storage.find(url) if name.partition("/")[0] not in LEFT_THERE]
+    storage.download_all(names, url, folder)
+
+
 def _name(step: int) -> str:
     return f"step-{step:05d}"
 
@@ -281,12 +287,11 @@ def write_report_there(url: str) -> str:
         ConfigError: it is no run's folder.
         StorageError: the store cannot be used.
     """
-    names = [name for name in storage.find(url) if name.partition("/")[0] not in NOT_REPORTED]
-    if "config.yaml" not in names:
+    if not storage.exists(join(url, "config.yaml")):
         raise ConfigError(f"{url}: holds no config.yaml; allowed: the folder of a run, such as s3://BUCKET/runs/NAME")
     with tempfile.TemporaryDirectory(prefix="uniapl-report-") as name:
         folder = Path(name) / PurePosixPath(url).name
-        storage.download_all(names, url, folder)
+        _fetch_small_files(url, folder)
         report = write_report(folder)
         storage.upload(report, join(url, report.name))
     return join(url, report.name)
