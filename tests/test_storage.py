@@ -9,10 +9,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import boto3
 import moto.settings
 import pytest
 from helpers_run import write_run
-from helpers_s3 import SECRET, s3
+from helpers_s3 import BUCKET, SECRET, s3
 from helpers_toy import toy_config, toy_rows, write_shard
 
 from cluster.checkpoints import MANIFEST, kept, save_checkpoint
@@ -85,6 +86,14 @@ def test_globs_mean_what_they_mean_on_a_disk(place: str) -> None:
     assert found("top.arrow") == ["top.arrow"]
     assert found("b") == found("nothing*") == found("b/nothing") == []
     storage.delete_all(place)
+
+
+def test_names_that_lead_elsewhere_are_passed_over(bucket: str) -> None:
+    for key in ("odd/../up", "odd//etc/root", "odd/./here", "odd/plain"):
+        boto3.client("s3").put_object(Bucket=BUCKET, Key=key, Body=b"x")
+    stored = boto3.client("s3").list_objects_v2(Bucket=BUCKET, Prefix="odd")["Contents"]
+    assert len(stored) == 4, "the store takes them"
+    assert storage.find(f"{bucket}/odd").keys() == {"plain"}
 
 
 def line_of(error: pytest.ExceptionInfo[Exception]) -> str:

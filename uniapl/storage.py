@@ -164,7 +164,10 @@ def exists(url: str) -> bool:
 
 
 def find(url: str) -> dict[str, Entry]:
-    """All files below the folder `url`, by name within it; empty where there is nothing."""
+    """All files below the folder `url`, by name within it; empty where there is nothing.
+
+    Names that would lead out of a folder on this machine are passed over: a store takes any text for a name.
+    """
     from pyarrow.fs import FileSelector, FileType
 
     with _told(url):
@@ -172,7 +175,8 @@ def find(url: str) -> dict[str, Entry]:
         infos = fs.get_file_info(FileSelector(folder, recursive=True, allow_not_found=True))
     below = folder.strip("/") + "/"
     files = [info for info in infos if info.type == FileType.File]
-    return {name: _entry(url, name, info) for info in files if (name := info.path.strip("/").removeprefix(below))}
+    names = {info.path.lstrip("/").removeprefix(below): info for info in files}
+    return {name: _entry(url, name, info) for name, info in names.items() if not {"", ".", ".."} & {*name.split("/")}}
 
 
 def matches(pattern: str) -> list[Entry]:
