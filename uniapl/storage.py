@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -208,9 +208,11 @@ def delete_all(url: str, first: str | None = None) -> None:
     if first is not None:
         delete(join(url, first))
     if find(url):
-        with _told(url):
+        with _told(url), suppress(FileNotFoundError):  # what GCS says of a folder whose files it has deleted
             fs, path = _at(url)
             fs.delete_dir(path)
+        if find(url):
+            raise StorageError(f"{url}: files are still there after they were deleted")
 
 
 def check_writable(url: str) -> None:
