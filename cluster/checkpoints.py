@@ -215,7 +215,7 @@ def manifest_problem(text: bytes, name: str, present: dict[str, int]) -> str | N
         for file in sorted(set(written) ^ present.keys()):
             return f"{file!a} is missing" if file in written else f"{file!a} was not written by the run"
         for file, size in present.items():
-            if written[file][0] != size:
+            if not isinstance(written[file], list) or written[file][:1] != [size]:
                 return f"{file} is not what was written"
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         return _not_whole(error)
