@@ -127,14 +127,18 @@ class RunStore:
         """Wait until the checkpoint that is being sent, if any, is in the store.
 
         Raises:
-            StorageError, RayError: it did not get there.
-            RunError: not within `cluster.step_timeout_s`.
+            RunError: it did not get there, or not within `cluster.step_timeout_s`.
+            RayError: the process that sent it was lost.
         """
         pending, self._pending = self._pending, None
         limit = self._config.cluster.step_timeout_s
         try:
             if pending is not None:
                 pending.result(timeout=limit)
+        except StorageError as error:
+            cause = getattr(error, "cause", error)  # Ray hands on a task's error with it as the cause
+            line = f"a checkpoint could not be sent: {cause}; {checkpoints.kept(self._folder)}"
+            raise RunError(line) from None
         except TimeoutError:
             raise RunError(
                 f"a checkpoint was not in {self.url} within {limit:g} s (cluster.step_timeout_s); "
@@ -151,8 +155,7 @@ class RunStore:
         try:
             self.settle()
         except Exception as error:
-            reason = getattr(error, "cause", None) or error  # Ray hands on a task's error with it as the cause
-            note(f"the last checkpoint did not get into {self.url}: {' '.join(str(reason).split())[:300]}")
+            note(" ".join(str(error).split())[:500])
 
     @contextmanager
     def settled(self) -> Iterator[None]:

@@ -273,10 +273,10 @@ def test_a_checkpoint_that_does_not_get_there_does_not_count(tmp_path: Path, tin
     assert kept(config.run_dir) == "there is no checkpoint to go on from"
     saved(store, config, 1, notes)
     (tmp_path / "store" / "r" / "checkpoints" / "step-00002").write_text("in the way")
-    with pytest.raises(StorageError) as error:
+    with pytest.raises(RunError) as error:
         saved(store, config, 2, notes)
-    assert line_of(error).startswith(f"{place}/r/checkpoints/step-00002")
-    assert kept(config.run_dir) == "--resume goes on from step-00001"
+    assert line_of(error).startswith(f"a checkpoint could not be sent: {place}/r/checkpoints/step-00002")
+    assert line_of(error).endswith("; --resume goes on from step-00001")
     store.raise_failed()  # it was told once
 
 
