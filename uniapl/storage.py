@@ -30,7 +30,6 @@ TRIES = 5
 GCS_S = 60.0
 """For a request to Google Cloud Storage with all its tries."""
 BLOCK = 16 << 20
-"""Read and written at a time. S3 takes 10,000 parts a file, and Arrow makes a part of every such block."""
 AT_ONCE = 4
 """Files that one machine sends or fetches at a time."""
 Fingerprint = list[Any]
