@@ -8,7 +8,7 @@ RUN ?= local-$(shell date +%Y%m%d-%H%M%S)
 ARGS ?=
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: run test chaos soak lint format bench clean lock lock-gpu setup
+.PHONY: run test chaos soak lint format bench docs clean lock lock-gpu setup
 
 run: $(STAMP) $(MODEL)/config.json
 	$(BIN)/uniapl train configs/local.yaml run.name=$(RUN) $(ARGS)
@@ -34,6 +34,11 @@ format: $(STAMP)
 bench: $(STAMP) $(MODEL)/config.json
 	$(BIN)/python benchmarks/objective.py $(ARGS)
 	$(BIN)/python benchmarks/learner_step.py --steps 2 --dtypes bfloat16
+
+docs: $(STAMP) # the site, in build/docs; broken links are errors (not with --quiet, under which --strict counts nothing)
+	$(BIN)/python -m uniapl.config_reference docs/reference/config.md
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@echo "site: build/docs/index.html"
 
 clean:
 	rm -rf .venv models runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

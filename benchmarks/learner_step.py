@@ -34,7 +34,7 @@ def measure(model: str, dtype: str, rows: str, steps: int) -> dict[str, Any]:
     device = local_device(0)
     set_threads(0, 1)
     join_ranks(device, 600)
-    engine = build_engine(load_policy(model, attention=device.attention), config.learner, 1)
+    engine = build_engine(load_policy(model, attention=device.attention), config.learner, 1, device)
     seen: dict[str, float] = {}
 
     def step(i: int) -> None:

@@ -1,6 +1,6 @@
-"""The learner's step against plainer ways of doing the same work, each in a process of its own, in one run.
+"""The learner's step against plainer ways of doing the same work, each in a process of its own, by turns.
 
-    python benchmarks/objective.py [--model FOLDER] [--steps 3] [--dtype bfloat16] [--scale 1] [--rows 512x4]
+    python benchmarks/objective.py [--model FOLDER] [--steps 5] [--dtype bfloat16] [--scale 1] [--rows 512x4]
 
 learner: packed rows with shared prompts, one forward and backward for all terms, ZeRO-3 (learner/step.py).
 bare:    forward, backward and AdamW over the same rows in plain PyTorch: what the learner could at best take.
@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from work import batch, in_own_process, report, timed
+from work import batch, in_turns, report, timed
 
 WEIGHTS = {"demonstration": 0.5, "preference": 0.5, "adversarial": 0.1, "kl": 0.0}
 PLAIN_SEQUENCES = 8
@@ -93,7 +93,7 @@ def learner(a: argparse.Namespace) -> dict[str, Any]:
     config, device = settings(a), local_device(0)
     set_threads(0, 1)
     join_ranks(device, 600)
-    engine = build_engine(Policy(load(a, device.attention)), config.learner, 1)
+    engine = build_engine(Policy(load(a, device.attention)), config.learner, 1, device)
     seen: dict[str, float] = {}
 
     def step(i: int) -> None:
@@ -182,7 +182,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="models/SmolLM2-135M-Instruct")
     parser.add_argument("--random", choices=["0.6b"], help="random weights of this shape instead of --model's")
-    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--scale", type=int, default=1, help="of the batch")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="bfloat16")
     parser.add_argument("--rows", default="512x4", help="tokens of a row x rows of a forward pass")
@@ -194,9 +194,8 @@ def main() -> None:
         return
     given = [f"--{key}={getattr(a, key)}" for key in ("model", "steps", "scale", "dtype", "rows")]
     given += ["--random", a.random] if a.random else []
-    found = {}
+    found = in_turns({way: [*given, "--one", way] for way in a.ways})
     for way in a.ways:
-        found[way] = in_own_process([*given, "--one", way])
         ratio = {"x_learner": round(found[way]["step_s"] / found["learner"]["step_s"], 2)} if "learner" in found else {}
         print(json.dumps({"way": way} | found[way] | ratio), flush=True)
 

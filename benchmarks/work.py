@@ -9,14 +9,19 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import torch
 
 LARGEST_TOKEN = 40_000
 """Token ids are drawn below this, so the model's vocabulary must be larger."""
+
+
+READY, RESULT = "READY\n", "RESULT "
 
 
 def batch(seed: int, scale: int = 1) -> Any:
@@ -47,10 +52,13 @@ def batch(seed: int, scale: int = 1) -> Any:
 def timed(step: Callable[[int], Any], steps: int, device: str) -> dict[str, float]:
     """Median seconds and peak memory of `step(i)`, after one call that does not count.
 
+    Every call waits for its turn, see `in_turns`.
     Peak memory in GiB: of the process's resident set on a CPU, of PyTorch's allocator on a GPU.
     """
     times = []
     for i in range(steps + 1):
+        print(READY, end="", flush=True)
+        sys.stdin.readline()
         began = time.perf_counter()
         step(i)
         if device != "cpu":
@@ -69,30 +77,80 @@ def peak_gib(device: str) -> float:
 
 
 def in_own_process(arguments: list[str]) -> dict[str, Any]:
-    """Run this benchmark again with `arguments`, as one ZeRO-3 rank, in the environment of the learner's actor.
+    """Run this benchmark again with `arguments`; see `in_turns`."""
+    return in_turns({"": arguments})[""]
+
+
+def in_turns(ways: dict[str, list[str]]) -> dict[str, dict[str, Any]]:
+    """Run this benchmark once for each way, one ZeRO-3 rank each, in the environment of the learner's actor.
+
+    They are there side by side and make their steps by turns, one at a time: a machine that is slower for a while is
+    so for all of them.
 
     Returns:
-        what it reported with `report`.
+        what each reported with `report`, by name.
 
     Raises:
-        RuntimeError: it failed; holds the end of what it printed.
+        RuntimeError: one failed; holds the end of what it printed.
     """
-    from learner.device import cpu_environment
+    with ExitStack() as stack:
+        running = {name: stack.enter_context(_Way(arguments)) for name, arguments in ways.items()}
+        found: dict[str, dict[str, Any]] = {}
+        while left := [name for name in ways if name not in found]:
+            for name in left:
+                if result := running[name].turn():
+                    found[name] = result
+        return found
 
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = str(probe.getsockname()[1])
-    rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    side = {} if torch.cuda.is_available() else cpu_environment()
-    paths = {"PYTHONPATH": f"{os.getcwd()}:{os.environ.get('PYTHONPATH', '')}"}
-    command = [sys.executable, sys.argv[0], *arguments]
-    done = subprocess.run(command, env=side | os.environ | rank | paths, capture_output=True, text=True)
-    lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
-    if not lines:
-        raise RuntimeError(done.stderr[-3000:])
-    return dict(json.loads(lines[-1].removeprefix("RESULT ")))
+
+class _Way:
+    """A process that measures; it is ready for its first step when it is made."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        from learner.device import cpu_environment
+
+        with socket.create_server(("127.0.0.1", 0)) as probe:
+            port = str(probe.getsockname()[1])
+        rank = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        side = {} if torch.cuda.is_available() else cpu_environment()
+        paths = {"PYTHONPATH": f"{os.getcwd()}:{os.environ.get('PYTHONPATH', '')}"}
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._process = subprocess.Popen(
+            [sys.executable, sys.argv[0], *arguments],
+            env=side | os.environ | rank | paths,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        self._until_ready()
+
+    def __enter__(self) -> _Way:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.kill()
+        self._process.wait()
+        self._errors.close()
+
+    def turn(self) -> dict[str, Any] | None:
+        """One step; what was reported after the last."""
+        assert self._process.stdin is not None
+        self._process.stdin.write("\n")
+        self._process.stdin.flush()
+        return self._until_ready()
+
+    def _until_ready(self) -> dict[str, Any] | None:
+        assert self._process.stdout is not None
+        for line in self._process.stdout:
+            if line == READY:
+                return None
+            if line.startswith(RESULT):
+                return dict(json.loads(line.removeprefix(RESULT)))
+        self._errors.seek(0)
+        raise RuntimeError(self._errors.read()[-3000:])
 
 
 def report(found: dict[str, Any]) -> None:
     """Hand a result to the process that called `in_own_process`."""
-    print("RESULT " + json.dumps(found), flush=True)
+    print(RESULT + json.dumps(found), flush=True)

@@ -45,7 +45,7 @@ class CotrainedDiscriminator:
         own = config.objective.adversarial.cotrained
         scorer = load_scorer(backbone_path(config), config.run.seed, config.learner.activation_checkpointing)
         learner = config.learner.model_copy(update={"learning_rate": own.learning_rate})
-        self._engine = build_engine(scorer, learner, ranks)
+        self._engine = build_engine(scorer, learner, ranks, device)
         self._device = device.torch_device
         self._ranks = ranks
         self._budget = config.learner.row_tokens * config.learner.micro_batch_rows

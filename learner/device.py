@@ -10,6 +10,11 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from uniapl.attention import Attention
 
+DEEPSPEEDS_BUCKET = 500_000_000
+"""Its default."""
+HEAPS_BUCKET = 4_000_000
+"""Whose float32 copy glibc's heap keeps from one micro-batch to the next, see `cpu_environment`."""
+
 
 @dataclass(frozen=True)
 class Device:
@@ -20,6 +25,8 @@ class Device:
     """Of the process group among the ranks, and of the weight broadcast."""
     attention: Attention
     """Of the policy; see `uniapl.attention`."""
+    reduce_bucket: int
+    """Elements of gradients that are reduced together."""
 
     @property
     def shares_prompts(self) -> bool:
@@ -31,8 +38,8 @@ def local_device(local_rank: int) -> Device:
     import torch
 
     if torch.cuda.is_available():
-        return Device(f"cuda:{local_rank}", "nccl", _cuda_attention())
-    return Device("cpu", "gloo", "sdpa")
+        return Device(f"cuda:{local_rank}", "nccl", _cuda_attention(), DEEPSPEEDS_BUCKET)
+    return Device("cpu", "gloo", "sdpa", HEAPS_BUCKET)
 
 
 def _cuda_attention() -> Attention:
@@ -50,8 +57,10 @@ def cpu_environment() -> dict[str, str]:
     step is faster (docs/benchmarks.md says by how much).
     """
     heap = {"MALLOC_MMAP_THRESHOLD_": str(32 << 20), "MALLOC_TRIM_THRESHOLD_": "-1"}
+    # DeepSpeed asks how many devices there are at every reduction; unless told, it starts `numactl` to find out.
+    told = {"DS_ACCELERATOR": "cpu", "LOCAL_SIZE": "1"}
     # Nothing is compiled on a CPU, but DeepSpeed's optimizers prepare for it at import: 3 to 6 s.
-    return heap | {"DS_ACCELERATOR": "cpu", "TORCHDYNAMO_DISABLE": "1"}
+    return heap | told | {"TORCHDYNAMO_DISABLE": "1"}
 
 
 def set_threads(threads: int, ranks: int) -> None:

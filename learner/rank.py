@@ -47,11 +47,11 @@ class Rank:
         set_threads(c.learner.threads, ranks)
         join_ranks(self._device, c.cluster.step_timeout_s)
         policy = load_policy(c.model.path, c.learner.activation_checkpointing, self._device.attention)
-        self._engine = build_engine(policy, c.learner, ranks)
+        self._engine = build_engine(policy, c.learner, ranks, self._device)
         self._reference = None
         if c.objective.kl.weight.ever_positive:  # what training began from, also in a run that goes on
             frozen = load_policy(c.objective.kl.reference or c.model.path, attention=self._device.attention)
-            self._reference = build_reference(frozen, c.learner, ranks)
+            self._reference = build_reference(frozen, c.learner, ranks, self._device)
         self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
         source = ZeroSource(self._engine.module, DTYPES[c.rollout.dtype])
         self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib
 import os
 import warnings
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
-from torch import nn
+from deepspeed.utils import set_z3_leaf_modules
+from torch import Tensor, nn
 from torch.distributed import TCPStore
 
 from learner.device import Device
@@ -54,32 +56,62 @@ def _no_shared_memory_kernels() -> None:
     backend.build_shm_op = lambda: None  # type: ignore[attr-defined]
 
 
-def build_engine(policy: nn.Module, config: LearnerConfig, ranks: int) -> deepspeed.DeepSpeedEngine:
+def build_engine(policy: nn.Module, config: LearnerConfig, ranks: int, device: Device) -> deepspeed.DeepSpeedEngine:
     """Shard `policy` over the ranks, with AdamW whose state is sharded too.
 
     Args:
         policy: the same weights on every rank.
         config: optimizer settings.
         ranks: of the process group.
+        device: of this rank.
     """
+    _gather_by_layer(policy)
     optimizer = torch.optim.AdamW(
         _decay_groups(policy, config.weight_decay), lr=config.learning_rate, betas=config.betas, fused=True
     )
-    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=_engine_config(config, ranks))
+    engine, *_ = deepspeed.initialize(model=policy, optimizer=optimizer, config=_engine_config(config, ranks, device))
+    engine.optimizer.flatten = _flat(engine.optimizer.flatten)
     return engine
 
 
-def build_reference(policy: nn.Module, config: LearnerConfig, ranks: int) -> deepspeed.DeepSpeedEngine:
+def build_reference(policy: nn.Module, config: LearnerConfig, ranks: int, device: Device) -> deepspeed.DeepSpeedEngine:
     """Shard a frozen `policy` over the ranks, without gradients and without an optimizer.
 
     Args:
         policy: the same weights on every rank.
         config: whose `dtype` says what it computes in.
         ranks: of the process group.
+        device: of this rank.
     """
     policy.eval().requires_grad_(False)
-    engine, *_ = deepspeed.initialize(model=policy, config=_sharded(config, ranks))
+    _gather_by_layer(policy)
+    engine, *_ = deepspeed.initialize(model=policy, config=_sharded(config, ranks, device))
     return engine
+
+
+def _gather_by_layer(policy: nn.Module) -> None:
+    """A layer's weights are gathered and its gradients reduced together: hooks for every module in it cost more."""
+    layers = {name for module in policy.modules() for name in getattr(module, "_no_split_modules", None) or ()}
+    set_z3_leaf_modules(policy, sorted(layers), raise_if_not_found=False)
+
+
+def _flat(flatten: Callable[[list[Tensor]], Tensor]) -> Callable[[list[Tensor]], Tensor]:
+    """What DeepSpeed joins its gradients with before the optimizer's step, but for those that lie end to end already.
+
+    They all do: it is their sums' one buffer, that is copied (4 bytes for each parameter of this rank) to be changed
+    in place and forgotten.
+    """
+
+    def joined(parts: list[Tensor]) -> Tensor:
+        start = end = parts[0].storage_offset()
+        memory = parts[0].untyped_storage().data_ptr()
+        for part in parts:
+            if part.untyped_storage().data_ptr() != memory or part.storage_offset() != end or part.dim() != 1:
+                return flatten(parts)
+            end += part.numel()
+        return parts[0].as_strided((end - start,), (1,))
+
+    return joined
 
 
 def _decay_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -93,8 +125,8 @@ def _decay_groups(policy: nn.Module, weight_decay: float) -> list[dict[str, Any]
     return [g for g in groups if g["params"]]
 
 
-def _engine_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
-    return _sharded(config, ranks) | {
+def _engine_config(config: LearnerConfig, ranks: int, device: Device) -> dict[str, Any]:
+    return _sharded(config, ranks, device) | {
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": config.max_grad_norm,
@@ -102,10 +134,13 @@ def _engine_config(config: LearnerConfig, ranks: int) -> dict[str, Any]:
     }
 
 
-def _sharded(config: LearnerConfig, ranks: int) -> dict[str, Any]:
-    zero: dict[str, Any] = {"stage": 3, "overlap_comm": False}
-    # A single rank has nobody to share with: releasing and gathering its own weights would only copy them.
-    zero["stage3_param_persistence_threshold"] = PERSIST_WHOLE_MODEL if ranks == 1 else 10_000
+def _sharded(config: LearnerConfig, ranks: int, device: Device) -> dict[str, Any]:
+    zero: dict[str, Any] = {"stage": 3, "overlap_comm": False, "reduce_bucket_size": device.reduce_bucket}
+    # A single rank has nobody to share with: releasing and gathering its own weights would only copy them, and so
+    # would cutting gradients into parts. PyTorch's own linear layer may hold on to weights that were gathered.
+    alone = ranks == 1
+    zero["stage3_param_persistence_threshold"] = PERSIST_WHOLE_MODEL if alone else 10_000
+    zero |= {"reduce_scatter": not alone, "memory_efficient_linear": not alone}
     low: dict[str, Any] = {}
     if config.dtype == "bfloat16":
         # Weights and arithmetic in bfloat16; master weights, gradient sums and optimizer stay float32.

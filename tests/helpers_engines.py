@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 import xxhash
 
-from learner.device import Device
+from learner.device import local_device
 from learner.weight_sender import WeightSender
 from learner.weight_source import ParameterMeta, ZeroSource
 from uniapl import transfer
@@ -124,7 +124,7 @@ class StandInRank:
     def __init__(self, rank: int, ranks: int, rendezvous: str, timeout_s: float) -> None:
         dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks)
         self.source = VersionSource()
-        self.sender = WeightSender(self.source, Device("cpu", "gloo", "sdpa"), rank, timeout_s)
+        self.sender = WeightSender(self.source, local_device(0), rank, timeout_s)
 
     def connect(self, handles: list[Any]) -> Any:
         return self.sender.connect(handles, 1, "127.0.0.1")

@@ -157,11 +157,13 @@ def full_weights(engine: Any) -> torch.Tensor:
 
 def open_engine(c: Config, ranks: int, model: str | None = None) -> tuple[Any, Any]:
     """The policy's engine and, where the configuration weighs it, the reference's."""
+    from learner.device import local_device
     from learner.zero import build_engine, build_reference
     from uniapl.policy import load_policy
 
     policy = load_policy(model or c.model.path, c.learner.activation_checkpointing)
-    engine = build_engine(policy, c.learner, ranks)
+    device = local_device(0)
+    engine = build_engine(policy, c.learner, ranks, device)
     if not c.objective.kl.weight.ever_positive:
         return engine, None
-    return engine, build_reference(load_policy(c.objective.kl.reference or c.model.path), c.learner, ranks)
+    return engine, build_reference(load_policy(c.objective.kl.reference or c.model.path), c.learner, ranks, device)

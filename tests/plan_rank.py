@@ -35,7 +35,7 @@ def main(config: Config) -> dict[str, float]:
     set_threads(0, 1)
     join_ranks(device, DEADLINE_S)
     policy = load_policy(config.model.path, config.learner.activation_checkpointing, device.attention)
-    engine = build_engine(policy, config.learner, 1)
+    engine = build_engine(policy, config.learner, 1, local_device(0))
     weights = {"demonstration": 0.0, "preference": 0.9, "adversarial": 0.1, "kl": 0.0}
     for step in range(2):
         train_step(engine, full_rows(config, step), config, weights, 1e-5, device.torch_device)

@@ -48,6 +48,10 @@ def _case(c: Config, rank: int, ranks: int) -> dict[str, Any]:
             found["diagnostics"] = run_term_by_term(passes, sequences, c.learner, Tally())
         found[kind] = full_gradients(engine)
         found[f"norm {kind}"] = gradient_norm(engine)
+        sums = engine.optimizer.averaged_gradients.values()
+        found[f"joined in place {kind}"] = [
+            engine.optimizer.flatten(part).data_ptr() == part[0].data_ptr() for part in sums
+        ]
         engine.step()
         found[f"DeepSpeed's norm {kind}"] = float(engine.get_global_grad_norm())
         found[f"weights {kind}"] = full_weights(engine)

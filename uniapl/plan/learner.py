@@ -7,10 +7,10 @@ With P parameters, R ranks, N = P / R, b bytes of `learner.dtype` (2 or 4) and T
     float32 masters                    4 N (none beside float32 weights, which are their own)
     AdamW's two moments                8 N
     gradient sums                      4 N
-    reduce bucket                      b min(P, 5e8); on a GPU b 5e8: there it is allocated whole
+    reduce bucket                      b 5e8 on a GPU, b 4e6 on a CPU
     activations                        T (layers x a + e), see `layer_bytes` and `edge_bytes`
     kept by the heap                   on a CPU 0.7 of the activations: measured
-    gradients on their way             b B + 4 B / R with B = min(P, 5e8), or 4 min(N, 1e9) in the optimizer's step
+    gradients on their way             b B + 4 B / R with B = the largest parameter or, if that is more, min(P, bucket)
 
 Before that, while a rank loads: 4 P of the machine's memory (float32), then b P of the GPU's, whole, which ZeRO-3 then
 shards.
@@ -28,10 +28,10 @@ from uniapl.objective.logprobs import CHUNK_LOGITS
 from uniapl.objective.rows import WIDTH_STEP
 from uniapl.plan.shape import DTYPE_BYTES, ModelShape
 
-REDUCE_BUCKET = 500_000_000
-"""Gradients that DeepSpeed reduces together; like the next two its default, which learner/zero.py keeps."""
+REDUCE_BUCKET, CPU_REDUCE_BUCKET = 500_000_000, 4_000_000
+"""Gradients that are reduced together, as learner/device.py says."""
 LIVE_PARAMETERS = 1_000_000_000
-SUB_GROUP = 1_000_000_000
+"""DeepSpeed's default, which learner/zero.py keeps."""
 CUDA_PROCESS_BYTES = 3 << 29
 """CUDA's context, nccl's buffers and what the allocator cannot use, 1.5 GiB: an estimate, not measured here."""
 CPU_PROCESS_BYTES = 1 << 29
@@ -117,7 +117,7 @@ def learner_parts(config: Config, models: LearnerModels, gpu: bool) -> list[Part
     parts.append(Part("activations", activations, exact=False))
     if not gpu:
         parts.append(Part("kept by the heap", HEAP_KEPT * activations, exact=False))
-    parts.append(Part("gradients on the way", _on_their_way(config, shape), exact=False))
+    parts.append(Part("gradients on the way", _on_their_way(config, shape, gpu), exact=False))
     parts.append(Part("the process itself", CUDA_PROCESS_BYTES if gpu else CPU_PROCESS_BYTES, exact=False))
     return parts
 
@@ -138,7 +138,7 @@ def _trained(shape: ModelShape, config: Config, gpu: bool) -> list[Part]:
     """Of one trained model: what stays from step to step, and its gathered weights."""
     c = config.learner
     b, own = DTYPE_BYTES[c.dtype], shape.parameters / c.ranks
-    bucket = REDUCE_BUCKET if gpu else min(shape.parameters, REDUCE_BUCKET)
+    bucket = REDUCE_BUCKET if gpu else CPU_REDUCE_BUCKET
     parts = [
         Part("weights, own part", b * own),
         Part("float32 masters", 4 * own if b < 4 else 0),
@@ -155,10 +155,8 @@ def gathered(shape: ModelShape, ranks: int) -> int:
     return shape.parameters if ranks == 1 else min(shape.parameters, LIVE_PARAMETERS)
 
 
-def _on_their_way(config: Config, shape: ModelShape) -> float:
-    """A bucket being reduced, or the optimizer's copy of a group's gradients; and the logits of one chunk."""
+def _on_their_way(config: Config, shape: ModelShape, gpu: bool) -> float:
+    """A bucket being reduced and its float32 copy, the output layer's gradient, and the logits of one chunk."""
     c = config.learner
-    b, bucket = DTYPE_BYTES[c.dtype], min(shape.parameters, REDUCE_BUCKET)
-    reducing = b * max(bucket, shape.largest) + 4 * bucket / c.ranks
-    stepping = 4 * min(shape.parameters / c.ranks, SUB_GROUP)
-    return max(reducing, stepping) + 4 * shape.largest + 3 * 4 * CHUNK_LOGITS
+    bucket = max(min(shape.parameters, REDUCE_BUCKET if gpu else CPU_REDUCE_BUCKET), shape.largest)
+    return (DTYPE_BYTES[c.dtype] + 4 / c.ranks) * bucket + 4 * shape.largest + 3 * 4 * CHUNK_LOGITS
