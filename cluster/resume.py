@@ -9,6 +9,7 @@ from pathlib import Path
 import ray
 
 from cluster import checkpoints, run_folder
+from cluster.run_store import RunStore
 from cluster.system import System
 from uniapl.config import Config
 from uniapl.live import LiveTable
@@ -19,41 +20,60 @@ QUEUE = "queue.json"
 CONTROLLERS = "controllers.json"
 
 
-def restore(system: System, controllers: Controllers, folder: Path, log: RunLog) -> int:
-    """Load the newest whole checkpoint; returns the optimizer steps it holds, 0 without one.
+def restore(system: System, controllers: Controllers, folder: Path, log: RunLog, store: RunStore | None = None) -> int:
+    """Load the newest whole checkpoint, of the `store` where there is one; returns the optimizer steps it holds, 0
+    without one.
 
     Raises:
         RunError: the checkpoint is of other coefficients than the configuration.
     """
     checkpoints.remove_unfinished(folder)
-    found = checkpoints.newest_checkpoint(folder)
+    found = _newest(system, folder, store)
     if found is None:
         log.truncate_after(0)
         return 0
-    step, place = found
+    step, place, saved_by = found
     if (line := checkpoints.other_versions(place)) is not None:
         warnings.warn(line, stacklevel=2)
     try:
         controllers.load_state_dict(run_folder.read_json(place / CONTROLLERS))
     except ValueError as error:
         raise RunError(f"{place}: {error}; allowed: the kinds of objective weights that the run began with") from None
-    system.learner.load(place)
+    system.learner.load(place, saved_by)
     ray.get(system.queue.load_state.remote(run_folder.read_json(place / QUEUE)))
     log.truncate_after(step)
     return step
 
 
+def _newest(system: System, folder: Path, store: RunStore | None) -> tuple[int, Path, int | None] | None:
+    """Step, folder and, where only what each rank needs is here, the number of ranks that wrote it."""
+    if store is not None:
+        return store.fetch_newest(system.learner.nodes)
+    found = checkpoints.newest_checkpoint(folder)
+    return None if found is None else (*found, None)
+
+
 def checkpoint(
-    system: System, controllers: Controllers, folder: Path, step: int, live: LiveTable, asked: bool = False
+    system: System,
+    controllers: Controllers,
+    folder: Path,
+    step: int,
+    live: LiveTable,
+    asked: bool = False,
+    store: RunStore | None = None,
 ) -> None:
     """Every `run.checkpoint_every` steps, after the last one, and when it is asked for.
 
-    The learner and this loop wait for it; rollout actors and the queue go on meanwhile.
+    The learner and this loop wait for it; rollout actors and the queue go on meanwhile. Into a `store` it is sent
+    beside the steps that follow, but for one that is asked for: somebody wants to end this machine.
 
     Raises:
-        RunError: it does not fit on the disk, or could not be written; older ones are untouched.
+        RunError: it does not fit on the disk, or could not be written; older ones are untouched. Or the last one could
+            not be sent.
     """
     run = system.config.run
+    if store is not None:
+        store.raise_failed()
     due = run.checkpoint_every and step % run.checkpoint_every == 0
     if not (due or asked or step == run.steps):
         return
@@ -64,12 +84,19 @@ def checkpoint(
         run_folder.write_json(place / QUEUE, ray.get(system.queue.state.remote(step)))
         run_folder.write_json(place / CONTROLLERS, controllers.state_dict())
 
-    checkpoints.require_space(folder, step, _trained_models(system.config))
+    if store is None:
+        checkpoints.require_space(folder, step, _trained_models(system.config))
+    else:
+        store.settle()
     try:
         place = checkpoints.save_checkpoint(folder, step, run.keep_last, write, run.keep_every)
     except (OSError, ray.exceptions.RayTaskError) as error:
         raise RunError(_failed(folder, step, error)) from None
     live.note(f"checkpoint {place} in {time.monotonic() - began:.1f} s")
+    if store is not None:
+        store.begin(step, place, system.learner.nodes, live.note)
+        if asked:
+            store.settle()
 
 
 def _trained_models(config: Config) -> list[str]:

@@ -13,24 +13,27 @@ import yaml
 
 from cluster.changes import check_changes
 from cluster.checkpoints import has_checkpoints, installed_versions
+from cluster.run_store import RunStore
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
 from uniapl.recorded import recorded_table
 from uniapl.records import MixedBatch
 
 
-def open_run(config: Config, resume: bool) -> Path:
-    """Make the run's folder, or go on in it.
+def open_run(config: Config, resume: bool, store: RunStore | None = None) -> Path:
+    """Make the run's folder, or go on in it; with a `store`, its working copy and the folder in the store.
 
     Raises:
         ConfigError: the folder is there and `resume` was not asked for; it cannot be written; a key changed with which
             its checkpoints cannot go on.
     """
     folder = config.run_dir
+    if store is not None:
+        store.open(resume)
     if os.path.exists(folder / "config.yaml"):
         if not resume:
             raise ConfigError(f"run.name: {folder} is there already; allowed: another name, or --resume to go on")
-        if has_checkpoints(folder):
+        if store.has_checkpoints() if store is not None else has_checkpoints(folder):
             _report_changes(config, folder)
     try:
         for part in ("batches", "checkpoints", "eval"):
@@ -40,6 +43,8 @@ def open_run(config: Config, resume: bool) -> Path:
     tree = config.model_dump(mode="json")
     _write_whole(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
     _write_whole(folder / "versions.json", json.dumps(installed_versions(), indent=1))
+    if store is not None:
+        store.push()
     return folder
 
 

@@ -50,7 +50,7 @@ def submit(
     client = job_client(address)
     with tempfile.TemporaryDirectory(prefix="uniapl-submit-") as folder:
         sent = stage(here, Path(folder))
-        job = start_job(client, words, folder, stop, {RUN_FOLDER: str(loaded.run_dir)})
+        job = start_job(client, words, folder, stop, {RUN_FOLDER: loaded.run_url or str(loaded.run_dir)})
     print(f"job {job}: {len(sent)} files, {sum(sent.values()) / 1024:.0f} KiB sent", flush=True)
     if not wait:
         print(_ways(job))

@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from itertools import chain
 from pathlib import Path
@@ -17,8 +17,10 @@ from uniapl.config import load_config
 from uniapl.config_errors import ConfigError
 from uniapl.live import LiveTable
 from uniapl.runlog import METRICS_FILE, RunError
+from uniapl.storage import Entry, download, exists, is_remote, join, matches
 
 LOOK_S = 0.5
+LOOK_IN_STORE_S = 5.0
 Record = dict[str, Any]
 
 
@@ -26,7 +28,8 @@ def watch(place: str, run: str | None, as_json: bool) -> int:
     """Show a run until its last step, or Ctrl-C.
 
     Args:
-        place: a run's folder, or the address of a cluster's dashboard, such as http://127.0.0.1:8265.
+        place: a run's folder, here or in an object store, or the address of a cluster's dashboard, such as
+            http://127.0.0.1:8265.
         run: with an address: the run's folder on the cluster's storage; None: that of the newest job.
         as_json: no table, but one JSON object for each step; `steps` in it is the run's last one.
 
@@ -37,7 +40,10 @@ def watch(place: str, run: str | None, as_json: bool) -> int:
         ConfigError: no run is there.
         RunError: no cluster answers, or it has no such job.
     """
-    records = _on_cluster(place, run) if place.startswith(("http://", "https://")) else follow(Path(place))
+    if place.startswith(("http://", "https://")):
+        records = _on_cluster(place, run)
+    else:
+        records = _in_store(place) if is_remote(place) else follow(Path(place))
     try:
         if as_json:
             for record in records:
@@ -60,10 +66,14 @@ def _show(place: str, records: Iterator[Record]) -> None:
             live.step(record["step"], record, elapsed_s=trained)
 
 
-def follow(folder: Path) -> Iterator[Record]:
+def follow(folder: Path, refresh: Callable[[], None] = lambda: None) -> Iterator[Record]:
     """The metrics of every step made so far and, as they come, of all further ones, to the last.
 
     A run that goes on from a checkpoint makes some steps again; these come again.
+
+    Args:
+        folder: of the run.
+        refresh: called again and again; may replace the file of metrics.
 
     Raises:
         ConfigError: it is no run's folder.
@@ -83,7 +93,32 @@ def follow(folder: Path) -> Iterator[Record]:
                         last, seen[record["step"]] = record["step"], record
                         yield record | {"steps": total}
                 time.sleep(LOOK_S)
+                refresh()
         time.sleep(LOOK_S)
+        refresh()
+
+
+def _in_store(url: str) -> Iterator[Record]:
+    """The same from a store, into which metrics come with every checkpoint."""
+    with tempfile.TemporaryDirectory(prefix="uniapl-watch-") as name:
+        folder, seen, looked = Path(name), list[Entry](), 0.0
+
+        def refresh() -> None:
+            nonlocal seen, looked
+            if time.monotonic() - looked < LOOK_IN_STORE_S:
+                return
+            now, looked = matches(join(url, METRICS_FILE)), time.monotonic()
+            if now and now != seen:
+                download(now[0].url, folder / METRICS_FILE)
+            seen = now
+
+        if not exists(join(url, "config.yaml")):
+            raise ConfigError(
+                f"{url}: holds no config.yaml; allowed: the folder of a run, such as s3://BUCKET/runs/NAME"
+            )
+        download(join(url, "config.yaml"), folder / "config.yaml")
+        refresh()
+        yield from follow(folder, refresh)
 
 
 def _whole(file: BinaryIO) -> list[Record]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import torch.distributed as dist
 from torch import nn
 
 from learner.export import write_folder
-from learner.reshard import load_resharded, saved_ranks
+from learner.reshard import load_resharded
 from learner.safe_load import SafeCheckpointEngine
+from learner.zero_files import saved_ranks
 
 TAG = "zero"
 
@@ -23,13 +23,21 @@ def save_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
     engine.save_checkpoint(str(folder), tag=tag, save_latest=False)
 
 
-def load_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
+def load_engine(engine: Any, folder: Path, tag: str = TAG, saved_by: int | None = None) -> None:
     """The inverse of `save_engine`, with any number of ranks.
+
+    Args:
+        engine: as it was saved, or of another number of ranks.
+        folder: of the checkpoint.
+        tag: of this engine.
+        saved_by: the number of ranks that saved it, where `folder` holds only what this rank needs
+            (`learner.zero_files.needed`); None: all of it is there.
 
     Raises:
         RuntimeError: there is nothing to load, or not all of it, or something that DeepSpeed did not write.
     """
-    ranks = saved_ranks(folder / tag)
+    present = (path.name for path in (folder / tag).glob("*"))
+    ranks = saved_ranks(present, folder / tag) if saved_by is None else saved_by
     if ranks == 0:
         raise RuntimeError(f"{folder / tag}: holds no ZeRO-3 state")
     if ranks != dist.get_world_size():
@@ -41,7 +49,7 @@ def load_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
         raise RuntimeError(f"{folder / tag}: DeepSpeed loaded nothing")
 
 
-def export_model(engine: Any, source: str, folder: Path, rank: int, card: Callable[[], str]) -> None:
+def export_model(engine: Any, source: str, folder: Path, rank: int, card: str) -> None:
     """Gather the weights parameter by parameter and write a Hugging Face folder from rank 0.
 
     Args:
@@ -49,7 +57,7 @@ def export_model(engine: Any, source: str, folder: Path, rank: int, card: Callab
         source: the folder that training began from; its tokenizer and chat template go along.
         folder: replaced if it is there.
         rank: of this process.
-        card: makes the text of its README.md.
+        card: the text of its README.md.
     """
     model: nn.Module = engine.module.model
     state: dict[str, torch.Tensor] = {}
@@ -58,4 +66,4 @@ def export_model(engine: Any, source: str, folder: Path, rank: int, card: Callab
             if rank == 0:
                 state[name] = parameter.detach().cpu().clone()
     if rank == 0:
-        write_folder(model, state, source, folder, card())
+        write_folder(model, state, source, folder, card)

@@ -101,13 +101,13 @@ class CotrainedDiscriminator:
         """Shards of weights and optimizer, one file per rank, in `folder`/discriminator."""
         save_engine(self._engine, folder, TAG)
 
-    def load(self, folder: Path) -> None:
-        """The inverse of `save`, with any number of ranks.
+    def load(self, folder: Path, saved_by: int | None = None) -> None:
+        """The inverse of `save`, with any number of ranks; `saved_by`: see `learner.checkpoint.load_engine`.
 
         Raises:
             RuntimeError: there is nothing to load.
         """
-        load_engine(self._engine, folder, TAG)
+        load_engine(self._engine, folder, TAG, saved_by)
 
     def _run(self, duels: list[Duel], pairs: float) -> Tensor:
         """Forward and backward of one micro-batch, its part of a mean over `pairs`; fills in the scores.

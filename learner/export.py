@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.reshard import SavedState, saved_ranks
+from learner.reshard import SavedState
+from learner.zero_files import saved_ranks
 from uniapl.policy import PREFIX
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

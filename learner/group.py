@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,11 @@ class LearnerGroup:
         self._config = config
         actor = ray.remote(LearnerRank)
         self.ranks = [actor.options(**options).remote(rank, config) for rank in range(config.learner.ranks)]
+
+    @cached_property
+    def nodes(self) -> list[str]:
+        """The id of every rank's node."""
+        return self._all([rank.node.remote() for rank in self.ranks])
 
     def check_paths(self) -> list[Any]:
         """References that fail with RunError where a rank's node does not see the run's folder or the model."""
@@ -97,12 +103,13 @@ class LearnerGroup:
     def save(self, folder: Path) -> None:
         self._all([rank.save.remote(str(folder.absolute())) for rank in self.ranks])
 
-    def load(self, folder: Path) -> None:
-        self._all([rank.load.remote(str(folder.absolute())) for rank in self.ranks])
+    def load(self, folder: Path, saved_by: int | None = None) -> None:
+        """Load what `save` wrote; `saved_by`: see `learner.checkpoint.load_engine`."""
+        self._all([rank.load.remote(str(folder.absolute()), saved_by) for rank in self.ranks])
 
-    def export(self, folder: Path, step: int) -> None:
-        """The policy after `step` steps as a Hugging Face folder."""
-        self._all([rank.export.remote(str(folder.absolute()), step) for rank in self.ranks])
+    def export(self, folder: Path, card: str) -> None:
+        """The policy as a Hugging Face folder with `card` as its README.md."""
+        self._all([rank.export.remote(str(folder.absolute()), card) for rank in self.ranks])
 
     def _all(self, calls: list[Any]) -> list[Any]:
         """The answers of all ranks, or the first error of any: the others may then wait for it for ever."""

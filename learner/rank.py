@@ -23,7 +23,6 @@ from learner.worker import Scores
 from learner.zero import build_engine, build_reference, join_ranks
 from uniapl.broadcast_result import Sent
 from uniapl.config import Config
-from uniapl.model_card import model_card
 from uniapl.objective.rows import make_rows
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.policy import load_policy
@@ -136,18 +135,14 @@ class Rank:
         if self._discriminator:
             self._discriminator.save(Path(folder))
 
-    def load(self, folder: str) -> None:
-        """Read this rank's part of a checkpoint from `folder`."""
-        checkpoint.load_engine(self._engine, Path(folder))
+    def load(self, folder: str, saved_by: int | None = None) -> None:
+        """Read this rank's part of a checkpoint from `folder`; `saved_by`: see `checkpoint.load_engine`."""
+        checkpoint.load_engine(self._engine, Path(folder), saved_by=saved_by)
         if self._discriminator:
-            self._discriminator.load(Path(folder))
+            self._discriminator.load(Path(folder), saved_by)
 
-    def export(self, folder: str, step: int) -> None:
-        """Write the whole policy after `step` steps as a Hugging Face folder, from rank 0."""
-
-        def card() -> str:
-            return model_card(self._config.run_dir, step, self._config.learner.dtype)
-
+    def export(self, folder: str, card: str) -> None:
+        """Write the whole policy as a Hugging Face folder with `card` as its README.md, from rank 0."""
         checkpoint.export_model(self._engine, self._config.model.path, Path(folder), self._rank, card)
 
 

@@ -8,7 +8,6 @@ reads the saved shards where they lie (memory-mapped), puts together one paramet
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,27 +18,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.safe_load import safe_load
+from learner.zero_files import MODEL_FILE, OPTIMIZER_FILE
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
-OPTIMIZER_FILE = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
-MODEL_FILE = "zero_pp_rank_0_mp_rank_00_model_states.pt"
 
 
-def saved_ranks(folder: Path) -> int:
-    """How many ranks wrote the state in `folder`; 0 where there is none.
-
-    Raises:
-        RuntimeError: the files of a rank between them are missing.
-    """
-    found = sorted(_optimizer_files(folder))
-    if found != list(range(len(found))):
-        raise RuntimeError(f"{folder}: holds the state of ranks {found}; allowed: all from 0")
-    return len(found)
-
-
-def _optimizer_files(folder: Path) -> dict[int, Path]:
-    """By rank; in bfloat16 their names begin otherwise."""
-    return {int(m[2]): p for p in folder.glob("*_optim_states.pt") if (m := OPTIMIZER_FILE.fullmatch(p.name))}
+def _optimizer_files(folder: Path) -> list[Path]:
+    """In the order of the ranks; in bfloat16 their names begin otherwise."""
+    found = {int(m[2]): p for p in folder.glob("*_optim_states.pt") if (m := OPTIMIZER_FILE.fullmatch(p.name))}
+    return [path for _, path in sorted(found.items())]
 
 
 @dataclass(frozen=True)
@@ -59,8 +46,7 @@ class SavedState:
 
     def __init__(self, folder: Path, ranks: int) -> None:
         self.ranks = ranks
-        files = [path for _, path in sorted(_optimizer_files(folder).items())]
-        self.shards = [safe_load(path, mmap=True)["optimizer_state_dict"] for path in files]
+        self.shards = [safe_load(path, mmap=True)["optimizer_state_dict"] for path in _optimizer_files(folder)]
         self.places = dict(_places(safe_load(folder / MODEL_FILE, mmap=True)["param_shapes"], ranks))
 
     def whole(self, name: str, key: str) -> Tensor:
@@ -90,7 +76,7 @@ def load_resharded(engine: Any, folder: Path, ranks: int) -> None:
     Args:
         engine: the ZeRO-3 engine, as `learner.zero.build_engine` makes it.
         folder: of the checkpoint's ZeRO-3 state.
-        ranks: of the run that wrote it, from `saved_ranks`.
+        ranks: of the run that wrote it, from `learner.zero_files.saved_ranks`.
 
     Raises:
         RuntimeError: the saved parameters are not this model's.

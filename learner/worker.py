@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,8 @@ from uniapl.config import Config
 from uniapl.loglines import log_lines
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration, Group
-from uniapl.shared_paths import require_visible
+from uniapl.scratch import make_scratch
+from uniapl.shared_paths import node_part, require_visible, require_writable
 
 if TYPE_CHECKING:
     from learner.rank import Rank
@@ -38,13 +40,21 @@ class LearnerRank:
         with socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
             return host, probe.getsockname()[1]
 
+    def node(self) -> str:
+        """The id of this rank's node."""
+        return ray.get_runtime_context().get_node_id()
+
     def check_paths(self) -> None:
-        """Whether this rank's node sees what it will read and write; raises RunError."""
-        paths: dict[str, str | Path] = {
-            "run.folder": self._config.run_dir / "config.yaml",
-            "model.path": self._config.model.path,
-        }
-        require_visible(paths, f"learner rank {self._number}")
+        """Whether this rank's node sees what it will read and write; raises RunError or ConfigError."""
+        c, who = self._config, f"learner rank {self._number}"
+        paths: dict[str, str | Path] = {"model.path": c.model.path}
+        if c.run_url is None:
+            paths["run.folder"] = c.run_dir / "config.yaml"
+        require_visible(paths, who)
+        if c.run_url is not None:
+            make_scratch(c.run.scratch)
+            shutil.rmtree(c.run_dir / "nodes", ignore_errors=True)  # left of another life
+            require_writable(c.run_url, who)
 
     def start(self, host: str, port: int) -> None:
         """Join the other ranks and load the policy."""
@@ -75,10 +85,18 @@ class LearnerRank:
         return self._rank.broadcast(version, vector_scale)
 
     def save(self, folder: str) -> None:
-        self._rank.save(folder)
+        self._rank.save(self._own(folder))
 
-    def load(self, folder: str) -> None:
-        self._rank.load(folder)
+    def load(self, folder: str, saved_by: int | None) -> None:
+        self._rank.load(self._own(folder), saved_by)
 
-    def export(self, folder: str, step: int) -> None:
-        self._rank.export(folder, step)
+    def export(self, folder: str, card: str) -> None:
+        self._rank.export(self._own(folder), card)
+
+    def _own(self, folder: str) -> str:
+        """The folder itself or, where the run's folder is in an object store, this node's part of it."""
+        if self._config.run_url is None:
+            return folder
+        part = node_part(self._config, self.node(), Path(folder).name.removesuffix(".partial")).absolute()
+        part.mkdir(parents=True, exist_ok=True)
+        return str(part)

@@ -69,6 +69,6 @@ def _checkpoint(c: Config, out: Path, rank: int, ranks: int) -> list[dict[str, f
     again, _ = open_engine(c, ranks)
     checkpoint.load_engine(again, out)
     steps = [train_step(e, mine, c, weights, 1e-3, "cpu") for e in (engine, again)]
-    checkpoint.export_model(again, c.model.path, out / "model", rank, card=str)
+    checkpoint.export_model(again, c.model.path, out / "model", rank, card="")
     (out / "steps.json").write_text(json.dumps(steps))
     return steps

@@ -27,8 +27,8 @@ def main(spec: dict[str, Any], out: Path, rank: int) -> None:
     discriminator = CotrainedDiscriminator(other, local_device(0), ranks)
     found: dict[str, Any] = {}
     if spec["load"]:
-        load_engine(engine, Path(spec["load"]))
-        discriminator.load(Path(spec["load"]))
+        load_engine(engine, Path(spec["load"]), saved_by=spec["saved_by"])
+        discriminator.load(Path(spec["load"]), spec["saved_by"])
         found["loaded"] = whole_state(engine) | whole_state(discriminator._engine)
         found["weights"] = weights(engine)
     losses = []

@@ -7,7 +7,7 @@ from uniapl.config_errors import MAX_YAML_BYTES, ConfigError
 
 SMALLEST = "model: {path: m}\ndata: {train: [t.arrow], heldout: [h.arrow]}\n"
 SECTIONS = "run, model, data, rollout, reward, queue, objective, learner, evaluation, logging, cluster"
-RUN = "name, seed, steps, folder, checkpoint_every, keep_last, keep_every, max_restarts, grace_seconds"
+RUN = "name, seed, steps, folder, scratch, checkpoint_every, keep_last, keep_every, max_restarts, grace_seconds"
 DATA = "train, heldout, on_bad_row, max_prompt_tokens, max_response_tokens"
 NAME = "text of at most 100 letters, digits, '.', '_' and '-', the first a letter or digit"
 TEXT = "one line of 1 to 4095 characters, without control characters"

@@ -10,17 +10,25 @@ import pytest
 import torch
 from helpers_zero import run_ranks
 
-from learner.reshard import saved_ranks
+from learner.zero_files import needed, saved_ranks
 
 
 @pytest.fixture(scope="module")
 def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """Two steps each by 2 ranks, by 1 that loaded what those saved, by 2 that loaded what that one saved."""
+    """Two steps each by 2 ranks, by 1 that loaded what those saved, by 2 that loaded what that one saved.
+
+    What they load holds only the files that they need, as where these were fetched from an object store.
+    """
     base, load, found = tmp_path_factory.mktemp("reshard"), "", []
-    for number, ranks in enumerate((2, 1, 2)):
-        spec = {"model": str(tiny), "load": load, "first": 2 * number}
+    worlds = (2, 1, 2)
+    for number, ranks in enumerate(worlds):
+        spec = {"model": str(tiny), "load": load, "saved_by": worlds[number - 1], "first": 2 * number}
         out = run_ranks("rank_reshard", base / f"{number}", ranks, spec)
-        load = str(out)
+        load = str(base / f"{number}-needed")
+        names = [str(path.relative_to(out)) for path in out.rglob("*")]
+        for name in needed(names, [0], ranks, 3 - ranks):
+            (Path(load) / name).parent.mkdir(parents=True, exist_ok=True)
+            (out / name).rename(Path(load) / name)
         found.append(torch.load(out / "found-0.pt"))
     return found
 
@@ -51,8 +59,7 @@ def test_training_goes_on_and_a_counter_is_each_parameters_own(runs: list[dict[s
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
-    assert saved_ranks(tmp_path) == 0
-    for rank in (0, 2):
-        (tmp_path / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
+    assert saved_ranks(["queue.json"], tmp_path) == 0
+    names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (2, 0)]
     with pytest.raises(RuntimeError, match=r"holds the state of ranks \[0, 2\]; allowed: all from 0"):
-        saved_ranks(tmp_path)
+        saved_ranks(names, tmp_path)

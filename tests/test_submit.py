@@ -102,7 +102,7 @@ def test_relative_paths_are_refused_before_anything_is_sent(
 ) -> None:
     monkeypatch.chdir(config.parent)
     lines = told(capsys, config.name, "run.folder=runs", "data.train=[train-*.arrow]").splitlines()
-    allowed = "allowed in a job: an absolute path, on storage that all nodes share"
+    allowed = "allowed in a job: an absolute path, on storage that all nodes share, or a URL of an object store"
     assert lines == [f"run.folder: got 'runs'; {allowed}", f"data.train: got 'train-*.arrow'; {allowed}"]
 
 

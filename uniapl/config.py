@@ -31,6 +31,8 @@ from uniapl.config_types import (
 )
 from uniapl.logging_config import LoggingConfig, logging_conflicts
 from uniapl.objective_config import ObjectiveConfig, objective_conflicts
+from uniapl.scratch import scratch_folder, short_digest
+from uniapl.storage import is_remote, join, url_conflicts
 
 LONGEST_S = 1e9
 """Seconds; Python's locks take no more than 9.2e9."""
@@ -42,7 +44,12 @@ class RunConfig(Section):
     name: Name = Field("run", description="the run's folder; by default the configuration file's name")
     seed: Annotated[int, Field(ge=0, lt=2**32)] = Field(0, description="data order, samples and dropout follow from it")
     steps: Positive = Field(30, description="optimizer steps of the whole run")
-    folder: Text = Field("runs", description="where the folders of runs are; on a cluster an absolute, shared path")
+    folder: Text = Field(
+        "runs", description="where the folders of runs are: a shared path, or a URL such as s3://B/runs"
+    )
+    scratch: Text | None = Field(
+        None, description="folder on each machine for copies from and to object stores; null: a temporary one"
+    )
     checkpoint_every: NonNegative = Field(10, description="optimizer steps; 0: only at the end")
     keep_last: Positive = Field(2, description="newest checkpoints that stay")
     keep_every: NonNegative = Field(0, description="steps; checkpoints at multiples stay for ever; 0: none")
@@ -59,7 +66,7 @@ class ModelConfig(Section):
 
 
 class DataConfig(Section):
-    """Arrow IPC or Parquet shards, named by paths or globs."""
+    """Arrow IPC or Parquet shards, named by paths, URLs of an object store, or globs of either."""
 
     train: Annotated[list[Text], Field(min_length=1)] = Field(description="shards of prompts and demonstrations")
     heldout: list[Text] = Field([], description="shards to evaluate on; never trained on")
@@ -224,7 +231,15 @@ class Config(Section):
 
     @property
     def run_dir(self) -> Path:
-        return Path(self.run.folder) / self.run.name
+        """The run's folder on this machine: with an object store a working copy in the scratch folder."""
+        if self.run_url is None:
+            return Path(self.run.folder) / self.run.name
+        return scratch_folder(self.run.scratch) / "runs" / short_digest(self.run_url) / self.run.name
+
+    @property
+    def run_url(self) -> str | None:
+        """The run's folder in an object store; None where `run.folder` is a path."""
+        return join(self.run.folder, self.run.name) if is_remote(self.run.folder) else None
 
 
 def _conflicts(c: Config) -> list[str]:
@@ -263,7 +278,8 @@ def _conflicts(c: Config) -> list[str]:
         found.append(f"reward.functions: got '{name}' {names.count(name)} times; allowed: each name once")
     if c.learner.warmup_steps > c.run.steps:
         found.append(f"learner.warmup_steps: got {c.learner.warmup_steps}; allowed: <= run.steps = {c.run.steps}")
-    return found + _evaluation_conflicts(c) + _endless(c)
+    places = {"run.folder": [c.run.folder], "data.train": c.data.train, "data.heldout": c.data.heldout}
+    return found + _evaluation_conflicts(c) + _endless(c) + url_conflicts(places)
 
 
 def _evaluation_conflicts(c: Config) -> list[str]:

@@ -17,6 +17,7 @@ from uniapl.data.errors import DataError
 from uniapl.data.reader import expand
 from uniapl.report.words import objective_words
 from uniapl.runlog import read_metrics
+from uniapl.storage import is_remote
 
 SHOWN = ("reward/mean", "reward/pass_rate", "loss/total", "expert/nll", "discriminator/gap", "kl/reference")
 """Of the last step's metrics, those that there are."""
@@ -115,6 +116,9 @@ def _data(config: Config) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for use, paths in (("training", config.data.train), ("evaluation", config.data.heldout)):
         for path in paths:
+            if is_remote(path):
+                rows.append((use, f"`{path}`", "in an object store", ""))
+                continue
             try:
                 rows += [(use, f"`{file}`", str(file.stat().st_size), f"`{_sha256(file)}`") for file in expand([path])]
             except (DataError, OSError):  # the run is over: its data may have gone

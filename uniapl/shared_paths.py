@@ -9,6 +9,11 @@ from pathlib import Path
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 from uniapl.runlog import RunError
+from uniapl.storage import StorageError, check_writable, is_remote
+
+SHARED = "an absolute path, on storage that all nodes share"
+REMOTE = ("run.folder", "data.train", "data.heldout")
+"""Keys that may also be URLs."""
 
 
 def require_absolute(config: Config) -> None:
@@ -18,9 +23,9 @@ def require_absolute(config: Config) -> None:
         ConfigError: one line for each path that is relative.
     """
     lines = [
-        f"{key}: got '{path}'; allowed in a job: an absolute path, on storage that all nodes share"
+        f"{key}: got '{path}'; allowed in a job: {SHARED}{', or a URL of an object store' if key in REMOTE else ''}"
         for key, path in _paths(config)
-        if not os.path.isabs(path)
+        if not (os.path.isabs(path) or (key in REMOTE and is_remote(path)))
     ]
     if lines:
         raise ConfigError("\n".join(lines))
@@ -44,8 +49,32 @@ def require_visible(paths: Mapping[str, str | Path], who: str) -> None:
             )
 
 
+def require_writable(url: str, who: str) -> None:
+    """Check on a part's own machine that it can write into the run's folder in an object store.
+
+    Raises:
+        ConfigError: it cannot, with what the store said.
+    """
+    try:
+        check_writable(url)
+    except StorageError as error:
+        raise ConfigError(
+            f"run.folder: {error}; allowed: a folder that {who} on {os.uname().nodename} can write"
+        ) from None
+
+
+def node_part(config: Config, node: str, name: str) -> Path:
+    """With an object store: where a node's learner ranks write their part of a checkpoint, or the model, called `name`.
+
+    Nodes that share a disk do not share it, so that each is sent by its own node alone.
+    """
+    return config.run_dir / "nodes" / node / name
+
+
 def _paths(config: Config) -> Iterator[tuple[str, str]]:
     yield "run.folder", config.run.folder
+    if config.run.scratch is not None:
+        yield "run.scratch", config.run.scratch
     yield "model.path", config.model.path
     yield from (("data.train", path) for path in config.data.train)
     yield from (("data.heldout", path) for path in config.data.heldout)

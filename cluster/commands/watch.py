@@ -12,7 +12,7 @@ def add(commands: Any) -> None:
     parser = commands.add_parser(
         "watch", help="the live table of a run that goes on elsewhere", epilog=example("uniapl watch runs/local --json")
     )
-    parser.add_argument("place", metavar="RUN|ADDRESS", help="a run's folder, or the URL of a cluster's dashboard")
+    parser.add_argument("place", metavar="RUN|ADDRESS", help="a run's folder or its URL in a store, or a dashboard")
     parser.add_argument("run_folder", nargs="?", metavar="FOLDER", help="on the cluster; else the newest job's")
     parser.add_argument("--json", action="store_true", help="one JSON object for each step")
     parser.set_defaults(run=run)

@@ -19,7 +19,7 @@ from uniapl.config_errors import MAX_YAML_BYTES
 ROOT = Path(__file__).resolve().parents[2]
 SMALLEST = "model: {path: m}\ndata: {train: [t.arrow], heldout: [h.arrow]}\n"
 SECTIONS = "run, model, data, rollout, reward, queue, objective, learner, evaluation, logging, cluster"
-RUN = "name, seed, steps, folder, checkpoint_every, keep_last, keep_every, max_restarts, grace_seconds"
+RUN = "name, seed, steps, folder, scratch, checkpoint_every, keep_last, keep_every, max_restarts, grace_seconds"
 SEED = "a whole number >= 0 and < 4294967296"
 NAME = "text of at most 100 letters, digits, '.', '_' and '-', the first a letter or digit"
 TEXT = "one line of 1 to 4095 characters, without control characters"

@@ -15,6 +15,7 @@ from uniapl.data.comparisons import Pair
 from uniapl.data.encoding import ChatEncoder
 from uniapl.data.errors import DataError
 from uniapl.data.reader import Row, ShardReader
+from uniapl.data.shards import local_shards
 from uniapl.data.shuffle import permutation
 from uniapl.records import Demonstration, Prompt
 
@@ -215,7 +216,7 @@ def open_sources(config: Config) -> tuple[PromptSource, DemonstrationSource]:
         DataError: a shard or the tokenizer cannot be used.
     """
     data, seed = config.data, config.run.seed
-    reader, encoder = ShardReader(data.train), ChatEncoder.from_folder(config.model.path)
+    reader, encoder = ShardReader(local_shards(config, "train")), ChatEncoder.from_folder(config.model.path)
     return (
         PromptSource(reader, encoder, seed, data.max_prompt_tokens, data.max_response_tokens, data.on_bad_row),
         DemonstrationSource(reader, encoder, seed, data.max_prompt_tokens, data.max_response_tokens, data.on_bad_row),
@@ -230,7 +231,7 @@ def heldout_prompts(config: Config, n: int) -> list[Prompt]:
     """
     if n == 0:
         return []
-    reader, encoder = ShardReader(config.data.heldout), ChatEncoder.from_folder(config.model.path)
+    reader, encoder = ShardReader(local_shards(config, "heldout")), ChatEncoder.from_folder(config.model.path)
     data = config.data
     source = PromptSource(
         reader, encoder, HELDOUT_SEED, data.max_prompt_tokens, data.max_response_tokens, data.on_bad_row

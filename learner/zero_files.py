@@ -1,0 +1,39 @@
+"""The names of the files that DeepSpeed writes for ZeRO-3, one of each kind per rank, and who needs which."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path, PurePosixPath
+
+OPTIMIZER_FILE = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
+MODEL_FILE = "zero_pp_rank_0_mp_rank_00_model_states.pt"
+_RANKS_OWN = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_(model|optim)_states\.pt")
+
+
+def saved_ranks(names: Iterable[str], where: str | Path) -> int:
+    """How many ranks wrote the files of these names; 0: none.
+
+    Raises:
+        RuntimeError: the files of a rank between them are missing; `where` is for the message.
+    """
+    found = sorted({int(m[2]) for name in names if (m := OPTIMIZER_FILE.fullmatch(name))})
+    if found != list(range(len(found))):
+        raise RuntimeError(f"{where}: holds the state of ranks {found}; allowed: all from 0")
+    return len(found)
+
+
+def needed(names: Iterable[str], ranks: Iterable[int], saved_by: int, world: int) -> list[str]:
+    """The files of a checkpoint that some ranks read.
+
+    Args:
+        names: of all its files, such as zero/zero_pp_rank_0_mp_rank_00_model_states.pt.
+        ranks: those that read.
+        saved_by: the number of ranks that wrote it.
+        world: the number of ranks now; with another one each reads the whole optimizer state.
+    """
+    own = set(ranks)
+    files = {name: PurePosixPath(name).name for name in names}
+    if saved_by == world:
+        return [name for name, file in files.items() if (m := _RANKS_OWN.fullmatch(file)) and int(m[2]) in own]
+    return [name for name, file in files.items() if file == MODEL_FILE or OPTIMIZER_FILE.fullmatch(file)]
