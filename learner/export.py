@@ -60,7 +60,7 @@ def export_shards(
     Raises:
         RuntimeError: there is no state, it is of another model, or holds something that DeepSpeed does not write.
     """
-    if (ranks := saved_ranks(shards)) == 0:
+    if (ranks := saved_ranks((path.name for path in shards.glob("*")), shards)) == 0:
         raise RuntimeError(f"{shards}: holds no ZeRO-3 state")
     saved = SavedState(shards, ranks)
     model = _without_weights(source).to(DTYPES[dtype])
