@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import math
 import os
+import pdb
 import socket
 import time
 from collections.abc import Callable
@@ -79,7 +80,7 @@ def replay(folder: Path, step: int, override: str | None, failed: bool, stop: bo
         step: from 1, as in metrics.jsonl.
         override: KEY=VALUE to make it with once more, from the same weights.
         failed: of a step that is there twice, the one that could not be made.
-        stop: call `breakpoint()` before the step.
+        stop: in Python's debugger before the step.
         note: called with a line on what is going on.
 
     Raises:
@@ -99,7 +100,7 @@ def replay(folder: Path, step: int, override: str | None, failed: bool, stop: bo
     found = Replay(step, last.config.learner.dtype, steps.metrics)
     rank.use(_alone(last.config))
     if stop:  # `rank.step` of learner/rank.py is what comes; `last` holds batch, configuration and weights
-        breakpoint()
+        pdb.set_trace()  # not breakpoint(): Ray has that call its own debugger in processes that it started
     _measure(rank, last, found, "replayed")
     if changed is not None:
         rank.use(_alone(changed.config))

@@ -167,7 +167,7 @@ class TestFleet:
         with pytest.raises(
             RunError,
             match=r"^only 0 rollout actors can be kept \(rollout.min_actors: 1\); the last that was lost was "
-            r"rollout-[01]: MemoryError: no room for the engine$",
+            r"rollout-[01]: MemoryError: no room for the engine; `train --debug` shows their logs$",
         ):
             until(fleet, lambda: False)
         assert len(notes) == 4
