@@ -1,6 +1,7 @@
 """The three floors: imports run downward only, also those inside functions; files stay small."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -76,3 +77,17 @@ def test_no_file_is_longer_than_400_lines(package):
 )
 def test_the_check_sees_every_kind_of_import_and_nothing_else(package, source, found):
     assert violations(source, package) == found
+
+
+def test_no_deadline_in_the_sources_is_taken_from_the_wall_clock():
+    """Two lines ask for it: the time that is logged with a step, and the age of a file."""
+    wall = re.compile(r"time\.time\(|datetime\.(now|utcnow|today)|from time import")
+    files = [path for part in ("uniapl", "actors", "learner", "cluster") for path in (ROOT / part).rglob("*.py")]
+    found = {(path.name, line.strip()) for path in files for line in path.read_text().splitlines() if wall.search(line)}
+    assert found == {
+        ("runlog.py", 'record = {"step": step, "time": time.time()} | numbers | {"step": step}'),
+        (
+            "doctor_machine.py",
+            "ours = [p for p in ours if p.stat().st_uid == os.getuid() and time.time() - p.stat().st_mtime > LEFT_S]",
+        ),
+    }
