@@ -98,8 +98,8 @@ def _gather_by_layer(policy: nn.Module) -> None:
 def _flat(flatten: Callable[[list[Tensor]], Tensor]) -> Callable[[list[Tensor]], Tensor]:
     """What DeepSpeed joins its gradients with before the optimizer's step, but for those that lie end to end already.
 
-    They all do: it is their sums' one buffer, that is copied (4 bytes for each parameter of this rank) to be changed
-    in place and forgotten.
+    They all do, in the one buffer of their sums. A copy of it, 4 bytes for each parameter of this rank, would be
+    changed in place and forgotten; so is the buffer itself, for the next backward pass writes it anew.
     """
 
     def joined(parts: list[Tensor]) -> Tensor:
