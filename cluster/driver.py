@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import ray
 from rich.console import Console
 
 from actors.reward_service import stop_reward_service
-from cluster import run_folder
+from cluster import checkpoints, run_folder
 from cluster.debug import ways
 from cluster.evaluation import BesideTraining, evaluate
 from cluster.failures import PartLostError, told_in_one_line
@@ -22,7 +23,7 @@ from cluster.ray_session import ray_session
 from cluster.resume import checkpoint, restore
 from cluster.run_store import RunStore, open_store
 from cluster.self_check import check_weight_round_trip, compare_after_training
-from cluster.signals import Signals
+from cluster.signals import Signals, Terminated
 from cluster.step import one_step
 from cluster.system import System
 from uniapl.config import Config
@@ -35,7 +36,7 @@ from uniapl.objective.controllers import Controllers
 from uniapl.records import Prompt
 from uniapl.report import write_report
 from uniapl.runlog import RunLog
-from uniapl.storage import StorageError, join
+from uniapl.storage import join
 
 
 def train(config: Config, resume: bool = False, debug: bool = False) -> str:
@@ -54,6 +55,11 @@ def train(config: Config, resume: bool = False, debug: bool = False) -> str:
         RunError: the run cannot go on; one line that says why.
         Terminated: by SIGTERM, after a checkpoint where `run.grace_seconds` allowed one.
     """
+    with Signals(config.run.grace_seconds, lambda: checkpoints.kept(config.run_dir)) as signals:
+        return _train(config, resume, debug, signals)
+
+
+def _train(config: Config, resume: bool, debug: bool, signals: Signals) -> str:
     store = open_store(config)
     local = with_local_data(config)
     heldout = preflight(local)
@@ -62,7 +68,7 @@ def train(config: Config, resume: bool = False, debug: bool = False) -> str:
     try:
         with LiveTable(config.run.steps, Console(force_terminal=False) if debug else None) as live:
             live.phase("starting Ray")
-            with Signals(config.run.grace_seconds) as signals, ray_session(config, debug) as site:
+            with ray_session(config, debug) as site:
                 signals.arm()  # Ray took SIGTERM
                 if debug:
                     live.note(ways(config, ray.get_runtime_context().gcs_address))
@@ -70,13 +76,14 @@ def train(config: Config, resume: bool = False, debug: bool = False) -> str:
                 with store.settled() if store else nullcontext():
                     _live_through(Run(local, site, folder, heldout, log, exporter, live, signals, store), resume)
                 live.phase("stopping")
-    except BaseException:
-        with suppress(OSError):  # such as a full disk, which is what the run ended with
-            log.close(failed=True)
-            write_report(folder)
-            if store:
-                _push_all_the_same(store)
+    except BaseException as error:
+        signals.finish(error)
+        _all_the_same("metrics", lambda: log.close(failed=True))
+        _all_the_same("report", lambda: write_report(folder))
+        if store:
+            _all_the_same("what the run wrote since its last checkpoint stays on this machine", store.push)
         raise
+    signals.finish()
     log.close()
     report = write_report(folder)
     if store is None:
@@ -85,12 +92,12 @@ def train(config: Config, resume: bool = False, debug: bool = False) -> str:
     return join(store.url, report.name)
 
 
-def _push_all_the_same(store: RunStore) -> None:
-    """At the end by an error, which is to be told and not another one."""
+def _all_the_same(what: str, end: Callable[[], object]) -> None:
+    """Do it at the end by an error, which is to be told and not another one: such as that of a full disk."""
     try:
-        store.push()
-    except StorageError as error:
-        warnings.warn(f"what the run wrote since its last checkpoint stays on this machine: {error}", stacklevel=2)
+        end()
+    except Exception as error:
+        warnings.warn(f"{what}: {error}", stacklevel=2)
 
 
 def _loggers(config: Config, folder: Path, resume: bool) -> list[Guarded]:
@@ -126,6 +133,8 @@ def _live_through(run: Run, resume: bool) -> None:
             _one_life(run, resume)
             break
         except PartLostError as error:
+            if run.signals.asked:  # whoever ends a machine may have ended the run's other processes too
+                raise Terminated(error.reason) from error
             if not left or run.log.logged == logged:
                 raise
             times = "once more" if left == 1 else f"up to {left} times more"
@@ -143,7 +152,7 @@ def _one_life(run: Run, resume: bool) -> None:
     config, live, folder, store = run.config, run.live, run.folder, run.store
     if store:
         store.settle_before_a_restart(live.note)
-    with System(config, run.site, live.note) as system, told_in_one_line(system, folder):
+    with System(config, run.site, live.note, run.signals.left) as system, told_in_one_line(system, folder):
         live.phase("loading engines, learner and reward service")
         system.start()
         controllers = Controllers(config.objective)

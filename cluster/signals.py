@@ -13,22 +13,30 @@ from types import FrameType
 
 SHUTDOWN_S = 10.0
 """Kept of the grace time for ending the run's processes, but never more than half of it."""
+KILL_S = 2.0
+"""Kept of that for killing what has not ended by then, but never more than a fifth of it."""
 
 
 class Terminated(BaseException):
-    """SIGTERM came and nothing is under way any more that could be waited for."""
+    """SIGTERM came and nothing is under way any more that could be waited for; the text, if any, says what was lost."""
 
 
 class Signals:
     """While it is entered, SIGTERM and SIGINT end the run cleanly. For the main thread.
 
     Args:
-        grace_s: seconds from SIGTERM to the end of the process.
+        grace_s: seconds from SIGTERM to the end of the process; what has not ended by then is killed.
+        kept: tells what the run could be resumed from, in words.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, kept: Callable[[], str]) -> None:
         self._grace_s = grace_s
+        self._reserve_s = min(SHUTDOWN_S, grace_s / 2)
+        self._kept = kept
+        self._deadline = float("inf")
         self._holding = False
+        self._ending = False
+        self._error: BaseException | None = None
         self._interrupts = 0
         self.asked = False
         """SIGTERM came: write a checkpoint now."""
@@ -66,37 +74,64 @@ class Signals:
         try:
             yield
         except Exception as error:
-            if self.asked:  # whoever ends a machine may have ended the run's other processes too
-                raise Terminated(str(error)) from error
+            if self.asked:
+                self.finish(error)
             raise
         finally:
             self._holding = False
         if self.asked:
             self._end()
 
+    def finish(self, error: BaseException | None = None) -> None:
+        """Nothing is left to do but to end: from now on SIGTERM only bounds how long that may take.
+
+        Args:
+            error: what the run ends with.
+        """
+        self._ending, self._error = True, error
+        if self.asked:
+            self._bound()
+
+    def left(self) -> float:
+        """Seconds until what has not ended is killed; without end before SIGTERM."""
+        return max(0.0, self._deadline - self._reserve_s * KILL_S / SHUTDOWN_S - time.monotonic())
+
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             return
         self.asked = True
-        if not self._holding:
+        self._deadline = time.monotonic() + self._grace_s
+        if self._ending:
+            self._bound()
+        elif self._holding:
+            signal.setitimer(signal.ITIMER_REAL, self._grace_s - self._reserve_s)
+        else:
             self._end()
-        reserve = min(SHUTDOWN_S, self._grace_s / 2)
-        signal.setitimer(signal.ITIMER_REAL, self._grace_s - reserve)
-
-    def _out_of_time(self, number: int, frame: FrameType | None) -> None:
-        self._end()
 
     def _end(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        self._ending = True
+        self._bound()
         raise Terminated
+
+    def _bound(self) -> None:
+        signal.setitimer(signal.ITIMER_REAL, self.left() or 1e-3)
+
+    def _out_of_time(self, number: int, frame: FrameType | None) -> None:
+        if not self._ending:
+            self._end()
+        told = f"{self._error}; " if isinstance(self._error, Exception) else ""
+        self._kill(f"{told}ended by SIGTERM, and what had not ended in time was killed", 2 if told else 0)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1
         if self._interrupts == 1:
             raise KeyboardInterrupt
+        self._kill("stopped at once", 130)
+
+    def _kill(self, how: str, status: int) -> None:
         kill_descendants(os.getpid())
-        print("stopped at once; `--resume` goes on from the newest checkpoint", file=sys.stderr, flush=True)
-        os._exit(130)
+        print(f"{how}; {self._kept()}", file=sys.stderr, flush=True)
+        os._exit(status)
 
 
 def kill_descendants(pid: int) -> None:
