@@ -18,7 +18,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers_cli import ROOT, batch_rows, mapped_shared_memory, shared_memory, start
+from helpers_cli import ROOT, batch_rows, litter, start
 from helpers_redis import Server
 from ray.cluster_utils import Cluster
 
@@ -188,9 +188,8 @@ class World:
     # Afterwards.
 
     def litter(self, before: set[str]) -> list[str]:
-        """What is new in /dev/shm and in no process's memory; a neighbour's is mapped by the neighbour."""
-        fresh = shared_memory() - before
-        return sorted(fresh - mapped_shared_memory(psutil.pids()))
+        """What a run has left in /dev/shm."""
+        return sorted(litter(before))
 
     def assert_ledger_balances(self, steps: int, groups: int) -> dict[str, Any]:
         """Counters of the whole run over all its lives, from the queue's state in the last checkpoint."""

@@ -16,9 +16,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
-from helpers_cli import ROOT, mapped_shared_memory, shared_memory
+from helpers_cli import ROOT, litter, shared_memory
 from helpers_ray_start import BIN, RayCluster, end, ray_start
 from helpers_toy import toy_config
 
@@ -89,8 +88,8 @@ def story(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
         lose_the_head(cluster, project, told)
     with started(tmp_path_factory.mktemp("ray") / "b") as cluster:
         finish(cluster, project, told)
-        told.litter = shared_memory() - before - mapped_shared_memory(psutil.pids())  # of a cluster that is still up
-    told.litter |= shared_memory() - before
+        told.litter = litter(before)  # of a cluster that is still up
+    told.litter |= litter(before)
     yield told
 
 
