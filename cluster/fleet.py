@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from actors.rollout import RolloutActor
 from cluster.placement import Site, rollout_options, room
@@ -46,15 +47,24 @@ class Fleet:
         site: how actors are placed.
         queue: which is told whom it has lost.
         note: called with a line for the user.
+        group: the learner's, for an engine that shares its GPU.
     """
 
-    def __init__(self, config: Config, site: Site, queue: Any, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        site: Site,
+        queue: Any,
+        note: Callable[[str], None],
+        group: PlacementGroup | None = None,
+    ) -> None:
         r = config.rollout
         self._least, self._wanted, self._most = (r.least, r.actors, r.most) if config.needs_engine else (0, 0, 0)
         self._config = config
         self._site = site
         self._queue = queue
         self._note = note
+        self._group = group
         self._reward: Any = None
         self._producing = False
         self._engines: dict[int, Engine] = {}
@@ -147,6 +157,15 @@ class Fleet:
         for engine in self.members:
             engine.watched = engine.handle.run.remote()
 
+    def each(self, method: str) -> None:
+        """Call `method` of all that are up; those that fail, or take longer than a phase of a broadcast, are lost."""
+        calls = {getattr(engine.handle, method).remote(): engine for engine in self.up}
+        for call, engine in calls.items():
+            try:
+                ray.get(call, timeout=self._config.cluster.broadcast_timeout_s)
+            except RayError as error:
+                self.lose(engine, one_line(error))
+
     def lose(self, engine: Engine, reason: str) -> None:
         """End what is left of an actor, have its open leases leased again, and start another in its place.
 
@@ -201,7 +220,7 @@ class Fleet:
 
     def _launch(self, place: int) -> None:
         name = f"rollout-{place}"
-        actor = ray.remote(RolloutActor).options(**rollout_options(self._config, self._site))
+        actor = ray.remote(RolloutActor).options(**rollout_options(self._config, self._site, self._group))
         handle = actor.remote(name, self._config, self._site.gpu)
         self._engines[place] = Engine(place, name, handle, handle.start.remote())
         self._starts[place] += 1

@@ -36,7 +36,7 @@ class Need(NamedTuple):
 
 def needs(config: Config, site: Site) -> list[Need]:
     """What the run cannot begin without."""
-    found = [Need("learner", "learner.ranks", rank_bundle(site), config.learner.ranks)]
+    found = [Need("learner", "learner.ranks", rank_bundle(config, site), config.learner.ranks)]
     if config.needs_engine:
         key = "rollout.actors" if config.rollout.min_actors is None else "rollout.min_actors"
         found.append(Need("engines", key, engine_bundle(config, site), config.rollout.least))

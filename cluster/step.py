@@ -43,7 +43,8 @@ def one_step(
     beside.begin(step)
     ready = time.monotonic()
     weights = controllers.weights(step)
-    learned = _learn(system, folder, taken, batch, weights)
+    with system.learners_turn():
+        learned = _learn(system, folder, taken, batch, weights)
     trained = time.monotonic()
     held = beside.hold()
     evaluated = time.monotonic()

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -50,8 +51,8 @@ class System:
         self._note = note
         self.queue = start_queue(config, options=beside_driver())
         self._room = learner_group(config, site)
-        self.learner = LearnerGroup(config, learner_options(site, self._room))
-        self.fleet = Fleet(config, site, self.queue, note)
+        self.learner = LearnerGroup(config, learner_options(config, site, self._room))
+        self.fleet = Fleet(config, site, self.queue, note, self._room)
 
     def __enter__(self) -> System:
         return self
@@ -70,12 +71,16 @@ class System:
         Raises:
             TimeoutError, RunError: something is not up within `cluster.start_timeout_s`.
         """
-        self.fleet.start()
+        in_turns = self.config.rollout.colocate  # vLLM measures the GPU's free memory while it loads
+        if not in_turns:
+            self.fleet.start()
         with ThreadPoolExecutor(1) as beside:
             reward = beside.submit(self._start_reward) if self.config.needs_engine else None
             wait_for_room(self._room, self.config, self._note)
             self._wait(self.learner.check_paths())
             self._wait(self.learner.start())
+            if in_turns:
+                self.fleet.start()
             while not self.fleet.enough:  # within the fleet's own limit
                 self.fleet.wait([], POLL_S)
                 self.fleet.poll()
@@ -166,6 +171,15 @@ class System:
         self.fleet.poll()
         if self.fleet.up and not self.fleet.members:
             self.send(self._version)
+
+    @contextmanager
+    def learners_turn(self) -> Iterator[None]:
+        """Where engine and learner share a GPU it is the learner's in the body; after an error the run is over."""
+        if self.config.rollout.colocate:
+            self.fleet.each("sleep")
+        yield
+        if self.config.rollout.colocate:
+            self.fleet.each("wake_up")
 
     def evaluate(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
         """Scored samples of `prompts`, shared out over the engines, in the order of `prompts`.

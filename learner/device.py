@@ -22,7 +22,7 @@ class Device:
 
     torch_device: str
     backend: str
-    """Of the process group among the ranks, and of the weight broadcast."""
+    """Of the process group among the ranks, and of the weight broadcast to other GPUs."""
     attention: Attention
     """Of the policy; see `uniapl.attention`."""
     reduce_bucket: int
@@ -47,6 +47,14 @@ def _cuda_attention() -> Attention:
     if importlib.util.find_spec("triton"):
         return "flex_attention"
     return "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
+
+
+def give_back_memory() -> None:
+    """Leave the GPU's memory that holds nothing at present to other processes; on a CPU the heap keeps it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def cpu_environment() -> dict[str, str]:

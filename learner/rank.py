@@ -12,7 +12,7 @@ import xxhash
 
 from learner import checkpoint
 from learner.cotrained import CotrainedDiscriminator
-from learner.device import local_device, set_threads
+from learner.device import give_back_memory, local_device, set_threads
 from learner.export import DTYPES
 from learner.nonfinite import NonFiniteError
 from learner.passes import plan_micro_batches
@@ -50,7 +50,8 @@ class Rank:
         c = self._config
         self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
         source = ZeroSource(self._engine.module, DTYPES[c.rollout.dtype])
-        self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s)
+        transport = "gloo" if c.rollout.colocate else self._device.backend
+        self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s, transport)
 
     def use(self, config: Config) -> None:
         """Take steps with these values from now on; what the engines were built with stays as it is."""
@@ -105,6 +106,8 @@ class Rank:
             if self._discriminator:
                 error.scores = _of_all_ranks(expert_scores(groups))
             raise
+        if c.rollout.colocate:
+            give_back_memory()
         return learned, expert_scores(groups) if self._discriminator else {}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""The learner's side of a weight broadcast: gloo on CPU, vLLM's own nccl sender on GPU, behind one class.
+"""The learner's side of a weight broadcast: gloo on CPU or within one GPU, else vLLM's nccl sender, behind one class.
 
 The engines' side is vLLM's weight-transfer API in both cases; `EngineClient` drives it. Gathering a ZeRO-3 layer is a
 collective of all ranks; rank 0 alone talks to the engines, and tells the other ranks whether there is an attempt to
@@ -39,11 +39,15 @@ class WeightSender:
         device: of this rank.
         rank: of this process; all but 0 only gather.
         timeout_s: for every phase of a broadcast.
+        transport: `gloo` or `nccl`; the ranks' own by default.
     """
 
-    def __init__(self, source: ZeroSource, device: Device, rank: int, timeout_s: float) -> None:
+    def __init__(
+        self, source: ZeroSource, device: Device, rank: int, timeout_s: float, transport: str | None = None
+    ) -> None:
         self._source = source
         self._device = device
+        self._transport = transport or device.backend
         self._rank = rank
         self._timeout_s = timeout_s
         self._client = EngineClient([], 1, timeout_s)
@@ -107,7 +111,7 @@ class WeightSender:
         """Form the group where there is none; whether there is one now, else no engine is left."""
         while self._sender is None and self._client.members:
             try:
-                self._sender = self._gloo() if self._device.backend == "gloo" else self._nccl()
+                self._sender = self._gloo() if self._transport == "gloo" else self._nccl()
             except EnginesLostError:
                 continue
         return self._sender is not None

@@ -317,6 +317,7 @@ def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Pat
         tiny,
         run={"name": "two", "steps": 200, "checkpoint_every": 100, "grace_seconds": 60},
         reward={"functions": [{"name": "helpers_toy:many_e_or_too_much"}]},
+        rollout={"colocate": True},
         queue={"on_equal_rewards": "resample", "max_resamples": 1},
         evaluation={"prompts": 0},
     )

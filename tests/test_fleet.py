@@ -79,7 +79,9 @@ def make_fleet(
 ) -> Iterator[Callable[..., tuple[Fleet, list[str]]]]:
     """Started fleets, with the lines that they told the user."""
     monkeypatch.setattr(fleet_module, "RolloutActor", Simulated)
-    monkeypatch.setattr(fleet_module, "rollout_options", lambda config, site: {"num_cpus": CPUS, "max_concurrency": 8})
+    monkeypatch.setattr(
+        fleet_module, "rollout_options", lambda config, site, group: {"num_cpus": CPUS, "max_concurrency": 8}
+    )
     monkeypatch.setattr(placement, "ENGINE_CPUS", CPUS)
     before = free_cpus()
     made: list[tuple[Fleet, Any]] = []

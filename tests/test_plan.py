@@ -339,11 +339,13 @@ def test_processes_on_cpus_share_the_machine() -> None:
     assert "into 16.0 GiB" in said.what
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("qwen3-0.6b", 8), ("qwen3-4b", 16), ("qwen3-32b", 48)])
+@pytest.mark.parametrize(
+    ("name", "gpus"), [("qwen3-0.6b", 8), ("qwen3-0.6b-1gpu", 1), ("qwen3-4b", 16), ("qwen3-32b", 48)]
+)
 def test_the_recipes_fit_on_the_machines_that_they_name(tmp_path: Path, name: str, gpus: int) -> None:
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     assert f"--gpus {gpus}\n" in path.read_text(encoding="utf-8")
-    config = load_config(path, [f"model.path={write_config(name, tmp_path)}"])
+    config = load_config(path, [f"model.path={write_config(name.removesuffix('-1gpu'), tmp_path)}"])
     plan = make_plan(config, Machines(gpus=gpus), Rates())
     assert (plan.misfits, plan.gpus) == ([], gpus)
     assert plan.engine is not None

@@ -45,7 +45,7 @@ def system(ray_session: Any, tiny: Path) -> Iterator[tuple[Any, list[Any]]]:
     config = config_for(tiny)
     actor = ray_session.remote(MortalRolloutActor)
     engines = [actor.options(**rollout_options(config, Site())).remote(f"rollout-{i}", config, False) for i in range(2)]
-    learner = LearnerGroup(config, learner_options(Site()))
+    learner = LearnerGroup(config, learner_options(config, Site()))
     ray_session.get(learner.start() + [e.start.remote() for e in engines])
     learner.connect(engines)
     yield learner, engines
@@ -170,6 +170,19 @@ class TestSelfCheck:
             check_weight_round_trip(Pieces(config_for(tiny), learner, engines, publishes=False), 9)
 
 
+def test_an_engine_that_slept_in_the_learners_turn_takes_new_weights(ray_session: Any, system: Any) -> None:
+    """`rollout.colocate`, but for the memory, which vLLM frees on GPUs alone."""
+    learner, engines = system
+    ray_session.get([engine.sleep.remote() for engine in engines])
+    waiting = engines[0].generate.remote([5, 6, 7, 8], n=1, temperature=1.0, max_tokens=4, seed=3)
+    learner.step(0, [], [], [Demonstration("d", [5, 6, 7, 8], [60, 61, 62])], ONLY_DEMONSTRATIONS)
+    assert ray_session.wait([waiting], timeout=0.5)[0] == [], "a sleeping engine generates nothing"
+    ray_session.get([engine.wake_up.remote() for engine in engines])
+    assert learner.broadcast(10).lost == {}
+    assert len(ray_session.get(waiting)[0].token_ids) > 0
+    assert disagreement(learner, greedy(ray_session, engines[0])) <= 1e-4
+
+
 def test_an_engine_killed_while_it_receives_is_cut_off_and_the_other_gets_the_weights(
     ray_session: Any, system: Any, tiny: Path
 ) -> None:
@@ -196,6 +209,34 @@ def test_an_engine_killed_while_it_receives_is_cut_off_and_the_other_gets_the_we
     assert disagreement(learner, greedy(ray_session, engines[0])) <= 1e-4
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="vLLM's sleep frees memory on GPUs alone")
+def test_on_one_gpu_engine_and_learner_take_turns(ray_session: Any, tiny: Path) -> None:
+    from actors.rollout import RolloutActor
+    from cluster.placement import Site, learner_group, learner_options, rollout_options
+    from learner.group import LearnerGroup
+
+    config = config_for(tiny, actors=1)
+    one = config.learner.model_copy(update={"ranks": 1})
+    turns = config.rollout.model_copy(update={"colocate": True, "gpu_memory_utilization": 0.3})
+    config, site = config.model_copy(update={"learner": one, "rollout": turns}), Site(gpu=True)
+    group = learner_group(config, site)
+    learner = LearnerGroup(config, learner_options(config, site, group))
+    ray_session.get(learner.start())
+    engine = (
+        ray_session.remote(RolloutActor).options(**rollout_options(config, site, group)).remote("gpu", config, True)
+    )
+    ray_session.get(engine.start.remote())
+    assert learner.connect([engine]).lost == {}
+    free = torch.cuda.mem_get_info()[0]
+    ray_session.get(engine.sleep.remote())
+    assert torch.cuda.mem_get_info()[0] > free + 0.1 * torch.cuda.mem_get_info()[1]
+    learner.step(0, [], [], [Demonstration("d", [5, 6, 7, 8], [40, 41, 42])], ONLY_DEMONSTRATIONS)
+    ray_session.get(engine.wake_up.remote())
+    assert learner.broadcast(1).lost == {}
+    assert disagreement(learner, greedy(ray_session, engine)) <= 1e-3
+    ray_session.get(engine.shutdown.remote())
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="nccl needs two GPUs: the learner's and the engine's")
 def test_on_gpus_the_engine_gets_the_weights_over_nccl(ray_session: Any, tiny: Path) -> None:
     from actors.rollout import RolloutActor
@@ -208,7 +249,7 @@ def test_on_gpus_the_engine_gets_the_weights_over_nccl(ray_session: Any, tiny: P
     )
     learner = LearnerGroup(
         config.model_copy(update={"learner": config.learner.model_copy(update={"ranks": 1})}),
-        learner_options(Site(gpu=True)),
+        learner_options(config, Site(gpu=True)),
     )
     ray_session.get([*learner.start(), engine.start.remote()])
     assert learner.connect([engine]).lost == {}
