@@ -12,7 +12,10 @@ from cluster.evaluation import BesideTraining
 from cluster.system import System
 from learner.nonfinite import NonFiniteError
 from uniapl.config import ObjectiveConfig
+from uniapl.feed import ROW_COUNTERS
+from uniapl.leases import LEASE_COUNTERS
 from uniapl.metrics import batch_metrics, time_split
+from uniapl.mixing import GROUP_COUNTERS
 from uniapl.objective.controllers import Controllers
 from uniapl.records import MixedBatch, put_expert_scores
 from uniapl.runlog import RunError
@@ -99,25 +102,5 @@ def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> di
 
 
 def _queue_metrics(stats: dict[str, Any]) -> dict[str, float]:
-    keys = (
-        "leased",
-        "committed",
-        "consumed",
-        "released",
-        "expired",
-        "ready",
-        "open",
-        "waiting",
-        "dropped_stale",
-        "stale_used",
-        "dropped_unscored",
-        "regenerated",
-        "resampled",
-        "kept_equal",
-        "aborted",
-        "stragglers_accepted",
-        "stragglers_reissued",
-        "dropped_straggler",
-        "dropped_lethal",
-    )
+    keys = (*LEASE_COUNTERS, *GROUP_COUNTERS, *ROW_COUNTERS, "ready", "open", "waiting")
     return {f"queue/{key}": float(stats[key]) for key in keys if key in stats}

@@ -18,6 +18,7 @@ from uniapl.config import Config
 from uniapl.objective.controllers import Controllers
 from uniapl.objective.rows import count_terms
 from uniapl.objective.sequences import training_sequences
+from uniapl.schedule import learning_rate
 
 
 def main(spec: dict[str, Any], out: Path, rank: int) -> None:
@@ -27,6 +28,9 @@ def main(spec: dict[str, Any], out: Path, rank: int) -> None:
     for name, case in spec["cases"].items():
         c = config(spec["model"], case["objective"], row_tokens=case["row_tokens"], **case.get("learner", {}))
         found[name] = _case(c, rank, ranks)
+    if "clipped" in spec:
+        c = config(spec["model"], row_tokens=spec["checkpoint"], **spec["clipped"])
+        found["clipped"] = _clipped(c, rank, ranks)
     if "checkpoint" in spec:
         c = config(spec["model"], row_tokens=spec["checkpoint"])
         found["checkpoint"] = _checkpoint(c, out, rank, ranks)
@@ -58,6 +62,14 @@ def _case(c: Config, rank: int, ranks: int) -> dict[str, Any]:
     engine, reference = open_engine(c, ranks)
     found["metrics"] = train_step(engine, mine, c, weights, 1e-3, "cpu", reference)
     return found
+
+
+def _clipped(c: Config, rank: int, ranks: int) -> dict[str, Any]:
+    """The weights after one step at the rate of the warm-up's first one, which is not what AdamW was built with."""
+    engine, _ = open_engine(c, ranks)
+    weights, rate = Controllers(c.objective).weights(0), learning_rate(0, c.run.steps, c.learner)
+    metrics = train_step(engine, share(batch(), rank, ranks), c, weights, rate, "cpu")
+    return {"metrics": metrics, "weights": full_weights(engine)}
 
 
 def _checkpoint(c: Config, out: Path, rank: int, ranks: int) -> list[dict[str, float]]:

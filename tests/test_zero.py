@@ -20,6 +20,9 @@ from uniapl.records import MixedBatch
 
 TERMS = ("demonstration", "preference", "adversarial", "kl")
 SAME = 1e-5
+CLIPPED = {"max_grad_norm": 1e-6, "warmup_steps": 4, "learning_rate": 0.4, "weight_decay": 0.1}
+"""So small a gradient stands below AdamW's epsilon (1e-8) in every element: only there does its size reach the first
+step, which else goes by its signs alone."""
 LONG, SHORT = 4096, 32
 """Rows: all sequences in one, and about one sequence in each."""
 
@@ -72,7 +75,7 @@ def runs(tiny: Path, reference: str, tmp_path_factory: pytest.TempPathFactory) -
             "rank_gradients",
             base / str(ranks),
             ranks,
-            {"model": str(tiny), "cases": cases(reference, rows), "checkpoint": rows},
+            {"model": str(tiny), "cases": cases(reference, rows), "checkpoint": rows, "clipped": CLIPPED},
         )
         for name, ranks, rows in (("1 rank, long rows", 1, LONG), ("2 ranks, short rows", 2, SHORT))
     }
@@ -175,6 +178,28 @@ class TestGradients:
             cosine = torch.dot(parts[a], parts[b]) / (parts[a].norm() * parts[b].norm())
             wanted[f"gradient/cosine_{a}_{b}"] = cosine.item()
         assert found[run][case]["diagnostics"] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_clipped_gradient_and_the_rate_of_the_step_are_what_adamw_gets(
+    run: str, tiny: Path, found: Any, expected: Any
+) -> None:
+    """Against PyTorch's own clip_grad_norm_ and AdamW on the plain gradient: every weight, by what the step changed."""
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.grad = sum(gradient[name] for gradient in expected["token"].values()).float()
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    decays = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": CLIPPED["weight_decay"]}]
+    decays += [{"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(decays, lr=CLIPPED["learning_rate"] / CLIPPED["warmup_steps"], betas=(0.9, 0.95))
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPED["max_grad_norm"])
+    optimizer.step()
+    wanted = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+    assert norm > 100 * CLIPPED["max_grad_norm"], "the bound binds"
+    assert (found[run]["clipped"]["weights"] - before - wanted).norm() <= 1e-4 * wanted.norm()
+    metrics = found[run]["clipped"]["metrics"]
+    assert metrics["learner/grad_norm"] == pytest.approx(norm.item(), rel=1e-5), "before clipping"
+    assert metrics["learner/learning_rate"] == 0.1
 
 
 def test_a_loaded_checkpoint_continues_to_the_bit(found: Any) -> None:

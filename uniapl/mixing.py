@@ -266,11 +266,13 @@ class MixingQueue:
         released holds aborted, stragglers_reissued, dropped_straggler and dropped_lethal;
         drawn = consumed + ready + waiting + open + dropped_unscored + dropped_straggler + dropped_lethal;
         kept_equal: groups of equal rewards that became ready; stale_used: consumed groups beyond max_staleness;
-        stragglers_accepted: committed groups without the samples that were missing at the deadline.
+        stragglers_accepted: committed groups without the samples that were missing at the deadline;
+        skipped_prompts, skipped_demonstrations, cut_experts: of the sources, see `uniapl.feed.ROW_COUNTERS`.
         """
         return {
             **{name: self._leases.counts[name] for name in LEASE_COUNTERS},
             **{name: self._counts[name] for name in GROUP_COUNTERS},
+            **self._feed.rows(),
             "open": len(self._leases.open),
             "ready": len(self._ready),
             "waiting": len(self._waiting),

@@ -28,9 +28,7 @@ def add(commands: Any) -> None:
     )
     model.add_argument("--out", type=Path, default=MODEL_FOLDER)
     model.set_defaults(run=run_model)
-    prepare = parts.add_parser(
-        "prepare", help="build the local data set again", epilog=example("uniapl data prepare --seed 1")
-    )
+    prepare = parts.add_parser("prepare", help="build the local data set again", epilog=example("uniapl data prepare"))
     prepare.add_argument("--out", type=Path, default=DATA_FOLDER)
     prepare.add_argument("--model", type=Path, default=MODEL_FOLDER, help="whose tokenizer and samples are used")
     prepare.add_argument("--seed", type=int, default=0)

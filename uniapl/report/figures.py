@@ -188,6 +188,17 @@ STALENESS = [
         "groups",
         zero=True,
     ),
+    Chart(
+        "Rows passed over or cut so far",
+        (
+            ("queue/skipped_prompts", "bad, as prompts", "c4"),
+            ("queue/skipped_demonstrations", "bad, as demonstrations", "c2"),
+            ("queue/cut_experts", "expert response cut", "c1"),
+        ),
+        "rows",
+        zero=True,
+        nonzero=True,
+    ),
 ]
 SPEED = [
     Chart(
