@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-
 from actors.reward_service import stop_reward_service
-from cluster import run_folder
+from cluster import checkpoints, run_folder
 from cluster.evaluation import BesideTraining, evaluate_and_save
 from cluster.failures import PartLostError, told_in_one_line
 from cluster.preflight import preflight
@@ -13,6 +11,7 @@ from cluster.resume import checkpoint, restore
 from cluster.run import Run, close_failed_log, close_log, open_log, open_run
 from cluster.run_store import open_store
 from cluster.self_check import check_weight_round_trip, compare_after_training
+from cluster.signals import Signals, Terminated
 from cluster.step import one_step
 from cluster.system import System
 from uniapl.config import Config
@@ -37,18 +36,24 @@ def train(config: Config, resume: bool = False, debug: bool = False) -> str:
         RunError: the run cannot go on; one line that says why.
         Terminated: by SIGTERM, after a checkpoint where `run.grace_seconds` allowed one.
     """
+    with Signals(config.run.grace_seconds, lambda: checkpoints.kept(config.run_dir)) as signals:
+        return _train(config, resume, debug, signals)
+
+
+def _train(config: Config, resume: bool, debug: bool, signals: Signals) -> str:
     store = open_store(config)
     local = with_local_data(config)
     heldout = preflight(local)
     folder = run_folder.open_run(config, resume, store)
     log = open_log(config, folder, resume)
     try:
-        with open_run(local, folder, heldout, log, store, debug) as run:
+        with open_run(local, folder, heldout, log, store, signals, debug) as run:
             _live_through(run, resume)
-    except BaseException:
-        with suppress(OSError):  # such as a full disk, which is what the run ended with
-            close_failed_log(log, folder, store)
+    except BaseException as error:
+        signals.finish(error)
+        close_failed_log(log, folder, store)
         raise
+    signals.finish()
     return close_log(log, folder, store)
 
 
@@ -60,6 +65,8 @@ def _live_through(run: Run, resume: bool) -> None:
             _one_life(run, resume)
             break
         except PartLostError as error:
+            if run.signals.asked:  # whoever ends a machine may have ended the run's other processes too
+                raise Terminated(error.reason) from error
             if not left or run.log.logged == logged:
                 raise
             times = "once more" if left == 1 else f"up to {left} times more"
@@ -77,7 +84,7 @@ def _one_life(run: Run, resume: bool) -> None:
     config, live, folder, store = run.config, run.live, run.folder, run.store
     if store:
         store.settle_before_a_restart(live.note)
-    with System(config, run.site, live.note) as system, told_in_one_line(system, folder):
+    with System(config, run.site, live.note, run.signals.left) as system, told_in_one_line(system, folder):
         live.phase("loading engines, learner and reward service")
         system.start()
         controllers = Controllers(config.objective)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -83,6 +84,7 @@ def checkpoint(
         system.learner.save(place)
         run_folder.write_json(place / QUEUE, ray.get(system.queue.state.remote(step)))
         run_folder.write_json(place / CONTROLLERS, controllers.state_dict())
+        shutil.copyfile(folder / "config.yaml", place / "config.yaml")  # the run's own is replaced at a resume
 
     if store is None:
         checkpoints.require_space(folder, step, _trained_models(system.config))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ from uniapl.loggers import open_loggers
 from uniapl.records import Prompt
 from uniapl.report import write_report
 from uniapl.runlog import RunLog
-from uniapl.storage import StorageError, join
+from uniapl.storage import join
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,15 @@ class Run:
 
 @contextmanager
 def open_run(
-    config: Config, folder: Path, heldout: list[Prompt], log: RunLog, store: RunStore | None, debug: bool
+    config: Config,
+    folder: Path,
+    heldout: list[Prompt],
+    log: RunLog,
+    store: RunStore | None,
+    signals: Signals,
+    debug: bool,
 ) -> Iterator[Run]:
-    """Ray, the live table and the signals inside of the block; a checkpoint under way is sent before Ray ends.
+    """Ray and the live table inside of the block; a checkpoint under way is sent before Ray ends.
 
     Args:
         config: of the run, with its data on this machine.
@@ -54,11 +60,12 @@ def open_run(
         heldout: prompts to evaluate on.
         log: of the run; the caller closes it.
         store: of the run, where its folder is a URL.
+        signals: which are taken already.
         debug: as in `cluster.driver.train`.
     """
     with LiveTable(config.run.steps, Console(force_terminal=False) if debug else None) as live:
         live.phase("starting Ray")
-        with Signals(config.run.grace_seconds) as signals, ray_session(config, debug) as site:
+        with ray_session(config, debug) as site:
             signals.arm()  # Ray took SIGTERM
             if debug:
                 live.note(ways(config, ray.get_runtime_context().gcs_address))
@@ -89,12 +96,15 @@ def close_log(log: RunLog, folder: Path, store: RunStore | None) -> str:
 
 
 def close_failed_log(log: RunLog, folder: Path, store: RunStore | None) -> None:
-    """The same at the end by an error, which is to be told and not that the store cannot be reached."""
-    log.close(failed=True)
-    write_report(folder)
-    if store is None:
-        return
+    """The same at the end by an error, which is to be told and not another one: such as that of a full disk."""
+    _all_the_same("metrics", lambda: log.close(failed=True))
+    _all_the_same("report", lambda: write_report(folder))
+    if store:
+        _all_the_same("what the run wrote since its last checkpoint stays on this machine", store.push)
+
+
+def _all_the_same(what: str, end: Callable[[], object]) -> None:
     try:
-        store.push()
-    except StorageError as error:
-        warnings.warn(f"what the run wrote since its last checkpoint stays on this machine: {error}", stacklevel=2)
+        end()
+    except Exception as error:
+        warnings.warn(f"{what}: {error}", stacklevel=2)

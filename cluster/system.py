@@ -39,9 +39,12 @@ class System:
         config: of the run.
         site: how parts are placed.
         note: called with a line for the user when an engine is lost.
+        left: seconds that are left for the end.
     """
 
-    def __init__(self, config: Config, site: Site, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: Config, site: Site, note: Callable[[str], None], left: Callable[[], float] = lambda: SHUTDOWN_S
+    ) -> None:
         self.config = config
         self._version = 0
         self._site = site
@@ -49,6 +52,7 @@ class System:
         self._connected: list[Engine] = []
         self._cut: set[Engine] = set()
         self._note = note
+        self._left = left
         self.queue = start_queue(config, options=beside_driver())
         self._room = learner_group(config, site)
         self.learner = LearnerGroup(config, learner_options(config, site, self._room))
@@ -215,9 +219,9 @@ class System:
         return found
 
     def shutdown(self) -> None:
-        """End every process of the run; what does not end by itself within 30 s is killed."""
+        """End every process of the run; what does not end by itself within 30 s, or half of what is left, is killed."""
         stops = [self.queue.stop.remote(), *self.fleet.shutdown()]
-        ray.wait(stops, num_returns=len(stops), timeout=SHUTDOWN_S)
+        ray.wait(stops, num_returns=len(stops), timeout=min(SHUTDOWN_S, self._left() / 2))
         self.fleet.kill()
         for actor in (self.queue, *self.learner.ranks):
             ray.kill(actor)
