@@ -31,6 +31,7 @@ from uniapl.config_types import (
 )
 from uniapl.logging_config import LoggingConfig, logging_conflicts
 from uniapl.objective_config import ObjectiveConfig, objective_conflicts
+from uniapl.queue_config import QueueConfig, queue_conflicts
 from uniapl.scratch import scratch_folder, short_digest
 from uniapl.storage import is_remote, join, url_conflicts
 
@@ -139,31 +140,6 @@ class RewardConfig(Section):
     timeout_s: Seconds = Field(60.0, description="seconds of one call of a reward function; then unscored")
 
 
-class QueueConfig(Section):
-    """How batches are made of groups and demonstrations."""
-
-    groups_per_step: NonNegative = Field(8, description="prompts of a batch, with rollout.group_size samples each")
-    demonstrations_per_step: NonNegative = Field(16, description="expert responses of a batch")
-    max_staleness: NonNegative = Field(
-        0, description="versions (optimizer steps) of age at most; 0: strictly synchronous"
-    )
-    on_stale: Literal["drop", "correct"] = Field(
-        "drop", description="older groups: sample the prompt again, or use them and rely on objective.surrogate"
-    )
-    lease_s: Seconds = Field(600.0, description="seconds to sample, score and commit; then leased again")
-    group_timeout_s: Seconds | None = Field(None, description="seconds to sample a group; null: as its lease")
-    on_straggler: Literal["accept", "reissue"] = Field(
-        "reissue", description="samples missing by then: use the group without them, or sample the prompt again"
-    )
-    min_group: Annotated[int, Field(ge=2)] = Field(2, description="samples that a group is accepted with")
-    max_reissues: NonNegative = Field(2, description="times a prompt is sampled again for stragglers; then dropped")
-    max_regenerations: NonNegative = Field(2, description="times a prompt is sampled again that could not be scored")
-    on_equal_rewards: Literal["keep", "resample"] = Field(
-        "keep", description="groups without a preference: use them, or sample the prompt again"
-    )
-    max_resamples: NonNegative = Field(2, description="times a prompt is resampled for equal rewards; then kept")
-
-
 class LearnerConfig(Section):
     """ZeRO-3 ranks and their optimizer."""
 
@@ -252,7 +228,7 @@ def _conflicts(c: Config) -> list[str]:
         found.append("queue.demonstrations_per_step: got 0; allowed: > 0 when objective.demonstration.weight is > 0")
     if o.uses_rollouts and c.rollout.group_size == 1:
         found.append("rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group")
-    found += _straggler_conflicts(c)
+    found += queue_conflicts(q, c.rollout.group_size, o.surrogate) + _wait_conflicts(c)
     if c.rollout.least > c.rollout.actors:
         found.append(f"rollout.min_actors: got {c.rollout.least}; allowed: <= rollout.actors = {c.rollout.actors}")
     if c.rollout.most < c.rollout.actors:
@@ -291,6 +267,17 @@ def _evaluation_conflicts(c: Config) -> list[str]:
     return found
 
 
+def _wait_conflicts(c: Config) -> list[str]:
+    """Engines that finish their running responses first, longer than a broadcast waits for an engine."""
+    longest, limit = c.queue.sampling_s, c.cluster.broadcast_timeout_s
+    if c.rollout.update_mode != "wait" or longest < limit:
+        return []
+    return [
+        f"rollout.update_mode: got 'wait'; allowed: when queue.group_timeout_s (here {longest:g}) "
+        f"< cluster.broadcast_timeout_s = {limit:g}"
+    ]
+
+
 def _redis_conflicts(url: str | None) -> list[str]:
     """Secrets in the address: what the configuration holds stands in the run's folder, for all to read."""
     key = f"reward.redis_url: got '{masked(url or '')}'"
@@ -315,18 +302,6 @@ def _endless(c: Config) -> list[str]:
         for key, value in times.items()
         if value > LONGEST_S
     ]
-
-
-def _straggler_conflicts(c: Config) -> list[str]:
-    q, size = c.queue, c.rollout.group_size
-    if q.group_timeout_s is None:
-        return []
-    found = []
-    if q.group_timeout_s >= q.lease_s:
-        found.append(f"queue.group_timeout_s: got {q.group_timeout_s:g}; allowed: < queue.lease_s = {q.lease_s:g}")
-    if q.on_straggler == "accept" and q.min_group > size:
-        found.append(f"queue.min_group: got {q.min_group}; allowed: <= rollout.group_size = {size}")
-    return found
 
 
 def load_config(path: str | Path, overrides: list[str] = [], method: str | None = None) -> Config:  # noqa: B006
