@@ -82,7 +82,7 @@ class RolloutConfig(Section):
     actors: Positive = Field(1, description="that are wanted, with one engine each")
     min_actors: Positive | None = Field(None, description="fewest to begin and to go on with; null: rollout.actors")
     max_actors: Positive | None = Field(None, description="most, where the cluster has room; null: rollout.actors")
-    max_restarts: NonNegative = Field(3, description="times each place's actor is started again within the run")
+    max_restarts: NonNegative = Field(3, description="times each place's actor is started again in a row")
     group_size: Positive = Field(4, description="samples of one prompt")
     max_tokens: Positive = Field(64, description="tokens of one response, at most")
     temperature: Annotated[float, Field(gt=0, le=10)] = Field(
