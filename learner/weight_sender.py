@@ -88,9 +88,13 @@ class WeightSender:
         self._client.version, self._client.digest = version, ""
         attempts = 0
         sent = False
-        while self._agreed(not sent and self._join()) and self._sender:
-            attempts += 1
-            sent = self._attempt(self._sender)
+        try:
+            while self._agreed(not sent and self._join()) and self._sender:
+                attempts += 1
+                sent = self._attempt(self._sender)
+        except BroadcastError:
+            self._agreed(False)  # the other ranks are done with it, too
+            raise
         return Sent(self._take_metrics() | {"broadcast/attempts": float(attempts)}, dict(self._client.lost))
 
     def _attempt(self, sender: Sender) -> bool:
@@ -104,7 +108,6 @@ class WeightSender:
         except BroadcastError:
             self._close()
             self._source.finish_pass()
-            self._agreed(False)  # the other ranks are done with it, too
             raise
         self._source.finish_pass()
         if len(self._client.members) < members:  # lost after it had received: the others need no other attempt
