@@ -34,6 +34,9 @@ format: $(STAMP)
 bench: $(STAMP) $(MODEL)/config.json
 	$(BIN)/python benchmarks/objective.py $(ARGS)
 	$(BIN)/python benchmarks/learner_step.py --steps 2 --dtypes bfloat16
+	$(BIN)/python benchmarks/queue_scale.py
+	$(BIN)/python benchmarks/broadcast.py --rounds 30
+	$(BIN)/python benchmarks/overlap.py --steps 8
 
 docs: $(STAMP) # the site, in build/docs; broken links are errors (not with --quiet, under which --strict counts nothing)
 	$(BIN)/python -m uniapl.config_reference docs/reference/config.md

@@ -190,7 +190,7 @@ class RolloutActor:
     async def _make_group(self, lease: Lease, submitted: list[Any], began: float) -> Group | str:
         """The scored group, or why there is none, which is what its lease is released with."""
         r, q = self._config.rollout, self._config.queue
-        samples = await self._collect(submitted, q.group_timeout_s)
+        samples = await self._collect(submitted, q.sampling_s)
         if any(sample.finish_reason == "abort" for sample in samples):
             return NEW_WEIGHTS
         if len(samples) < (q.min_group if q.on_straggler == "accept" else r.group_size):

@@ -110,7 +110,7 @@ class System:
         """Give the engines the learner's weights as `version`, and let the queue know."""
         self._version = version
         sent = self.send(version)
-        ray.get(self.queue.published.remote(version))
+        self.answer(self.queue.published.remote(version))
         return sent
 
     def send(self, version: int, vector_scale: float = 1.0) -> dict[str, float]:
@@ -151,7 +151,7 @@ class System:
     def begin_rollouts(self) -> None:
         """Let the engines lease prompts."""
         if self.config.objective.uses_rollouts:
-            ray.get(self.queue.set_members.remote([engine.name for engine in self.fleet.members]))
+            self.answer(self.queue.set_members.remote([engine.name for engine in self.fleet.members]))
             self.fleet.begin()
 
     def next_batch(self) -> PackedBatch:
@@ -165,7 +165,7 @@ class System:
         call, deadline = self.queue.next_batch.remote(wait_s), time.monotonic() + wait_s + SHUTDOWN_S
         while not self.fleet.wait([call], POLL_S) and time.monotonic() < deadline:
             self._look_after()
-        batch = ray.get(call, timeout=POLL_S)
+        batch = self.answer(call, POLL_S)
         if batch is None:
             raise TimeoutError(f"no batch within {wait_s:g} s (cluster.step_timeout_s)")
         return batch
@@ -201,7 +201,22 @@ class System:
 
     def stats(self) -> dict[str, Any]:
         """The queue's counters."""
-        return ray.get(self.queue.stats.remote())
+        return self.answer(self.queue.stats.remote())
+
+    def answer(self, call: Any, left_s: float | None = None) -> Any:
+        """What the queue answers.
+
+        Args:
+            left_s: of the limit, where some of it is over; None: all.
+
+        Raises:
+            TimeoutError: nothing within `cluster.step_timeout_s`; it is alive then, but does not run.
+        """
+        limit = self.config.cluster.step_timeout_s
+        try:
+            return ray.get(call, timeout=limit if left_s is None else left_s)
+        except GetTimeoutError:
+            raise TimeoutError(f"the queue gave no answer within {limit:g} s (cluster.step_timeout_s)") from None
 
     def gone(self) -> list[str]:
         """Which of the parts that are there once have died."""

@@ -10,7 +10,7 @@ import ray
 
 from learner.nonfinite import NonFiniteError
 from learner.worker import LearnerRank, Scores
-from uniapl.broadcast_result import Sent
+from uniapl.broadcast_result import BroadcastError, Sent
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.packing import partition
@@ -89,16 +89,28 @@ class LearnerGroup:
         """Form the weight group with these rollout actors, instead of those it had.
 
         Never raises because of an engine: see `broadcast`.
+
+        Raises:
+            BroadcastError: no engine is at fault, and the group was not formed.
         """
-        return self._all([rank.connect.remote(engines) for rank in self.ranks])[0]
+        return self._sent([rank.connect.remote(engines) for rank in self.ranks])
 
     def broadcast(self, version: int, vector_scale: float = 1.0) -> Sent:
         """Send the present weights to every connected engine and wait for their acknowledgements.
 
         An engine that dies, misses `cluster.broadcast_timeout_s` in a phase or acknowledges other weights is cut
         off and named in the result; the others get the weights again, in a group without it.
+
+        Raises:
+            BroadcastError: no engine is at fault, the learner's ranks were too late themselves.
         """
-        return self._all([rank.broadcast.remote(version, vector_scale) for rank in self.ranks])[0]
+        return self._sent([rank.broadcast.remote(version, vector_scale) for rank in self.ranks])
+
+    def _sent(self, calls: list[Any]) -> Sent:
+        try:
+            return self._all(calls)[0]
+        except BroadcastError as error:  # without Ray's wrapping and its traceback
+            raise getattr(error, "cause", error) from None
 
     def save(self, folder: Path) -> None:
         self._all([rank.save.remote(str(folder.absolute())) for rank in self.ranks])

@@ -140,8 +140,18 @@ CONFLICTS = [
         "override: queue.group_timeout_s: got 600; allowed: < queue.lease_s = 600",
     ),
     (
-        ["queue.group_timeout_s=9", "queue.on_straggler=accept", "queue.min_group=5"],
+        ["queue.on_straggler=accept", "queue.min_group=5"],
         "override: queue.min_group: got 5; allowed: <= rollout.group_size = 4",
+    ),
+    (
+        ["queue.on_stale=correct", "objective.surrogate.correction=off"],
+        "override: queue.on_stale: got 'correct'; allowed: when objective.surrogate corrects, "
+        "by correction (not 'off') or proximal = 'behaviour'",
+    ),
+    (
+        ["rollout.update_mode=wait"],
+        "override: rollout.update_mode: got 'wait'; "
+        "allowed: when queue.group_timeout_s (here 480) < cluster.broadcast_timeout_s = 120",
     ),
     (
         ["reward.redis_url=redis://me:hunter2@h:1/0"],

@@ -6,6 +6,7 @@ real ones.
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Callable
@@ -32,6 +33,9 @@ class Part:
 
     async def work(self) -> None:
         os._exit(1)
+
+    async def hang(self) -> None:
+        await asyncio.sleep(600)
 
     async def fail(self) -> None:
         raise ConnectionError("closed by peer")
@@ -92,6 +96,13 @@ def test_no_answer_in_time_and_no_room_are_one_line(parts: Any, tmp_path: Path) 
     assert late == f"TimeoutError: no batch within 5 s (cluster.step_timeout_s){no_checkpoint}"
     store = told(queue, [alive], tmp_path, raises(ObjectStoreFullError("no room for 8 MiB")))
     assert store.startswith("Ray's object store is full (cluster.object_store_gib), and so is the disk below it: ")
+
+
+def test_a_queue_that_does_not_run_is_told_after_the_time_of_a_step(parts: Any, tmp_path: Path) -> None:
+    queue, alive = parts
+    system = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(step_timeout_s=0.2)))
+    late = told(queue, [alive], tmp_path, lambda: System.answer(system, queue.hang.remote()))  # type: ignore[arg-type]
+    assert late.startswith("TimeoutError: the queue gave no answer within 0.2 s (cluster.step_timeout_s); there is no")
 
 
 def test_a_part_at_work_is_not_taken_for_dead(ray_session: Any) -> None:

@@ -27,7 +27,7 @@ from helpers_mixing import Counting, prompt
 from actors.queue import start_queue
 from cluster import fleet as fleet_module
 from cluster import placement
-from cluster.fleet import SETTLE_S, Fleet, one_line
+from cluster.fleet import LASTED, SETTLE_S, Fleet, one_line
 from cluster.placement import Site
 from cluster.system import System
 from uniapl.config import Config
@@ -147,6 +147,12 @@ class TestFleet:
         assert fleet.metrics() == {"fleet/members": 1.0, "fleet/lost": 1.0, "fleet/restarts": 1.0}
         fleet.admit()
         until(fleet, lambda: ray.get(queue.stats.remote())["open"] == 2)
+        for _ in range(LASTED):
+            fleet.admit()
+        kill(fleet, 1)
+        until(fleet, lambda: len(notes) == 2)
+        assert notes[1].endswith("it is started again (up to 3 times)"), "one that lasted uses none of them up"
+        assert fleet.metrics()["fleet/restarts"] == 2.0
 
     def test_prompts_of_an_engine_that_is_lost_in_evaluation_are_done_by_the_others(self, make_fleet: Any) -> None:
         fleet, notes = make_fleet(actors=3)
@@ -174,6 +180,7 @@ class TestFleet:
             until(fleet, lambda: False)
         assert len(notes) == 4
         assert sum("not started again" in note for note in notes) == 2
+        assert fleet.metrics()["fleet/lost"] == 4.0
         assert fleet.metrics()["fleet/restarts"] == 2.0
 
     def test_an_engine_that_cannot_start_at_all_ends_the_run_with_its_error(

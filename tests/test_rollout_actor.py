@@ -161,7 +161,8 @@ def test_a_group_with_too_few_samples_is_made_anew_with_another_seed(
 
 
 def test_a_prompt_that_never_ends_is_given_up_for_another(begin: Any) -> None:
-    config = config_for("unused", group_timeout_s=0.5, max_reissues=1)
+    config = config_for("unused", lease_s=1.25, max_reissues=1)
+    assert config.queue.sampling_s == 1.0, "without a group_timeout_s: a part of the lease"
     queue = begin(config, {seed_of(0, attempt, 0) for attempt in range(2)})
     batch = ray.get(queue.next_batch.remote(WAIT_S))
     assert [g.prompt.id for g in groups_of(batch)] == ["1", "2"]
@@ -186,7 +187,7 @@ def test_new_weights_abort_running_groups_a_bounded_number_of_times(engine: Any,
 
 def test_new_weights_wait_for_running_responses(engine: Any) -> None:
     """With `rollout.update_mode: wait`: no response carries two versions, none is lost."""
-    ray.get(engine.prepare.remote(config_for("unused", update_mode="wait"), None, None, set()))
+    ray.get(engine.prepare.remote(config_for("unused", update_mode="wait", group_timeout_s=60.0), None, None, set()))
     running = engine.generate.remote([5, 6, 7, 8], GROUP, 1.0, 300, 1)
     wait_until(lambda: ray.get(engine.running.remote()) == GROUP)
     before = ray.get(engine.generate.remote([5], 1, 1.0, 1, 1))[0].versions[0].version

@@ -31,6 +31,7 @@ from uniapl.config_types import (
 )
 from uniapl.logging_config import LoggingConfig
 from uniapl.objective_config import ObjectiveConfig
+from uniapl.queue_config import QueueConfig
 from uniapl.scratch import scratch_folder, short_digest
 from uniapl.storage import is_remote, join
 
@@ -78,7 +79,7 @@ class RolloutConfig(Section):
     actors: Positive = Field(1, description="that are wanted, with one engine each")
     min_actors: Positive | None = Field(None, description="fewest to begin and to go on with; null: rollout.actors")
     max_actors: Positive | None = Field(None, description="most, where the cluster has room; null: rollout.actors")
-    max_restarts: NonNegative = Field(3, description="times each place's actor is started again within the run")
+    max_restarts: NonNegative = Field(3, description="times each place's actor is started again in a row")
     group_size: Positive = Field(4, description="samples of one prompt")
     max_tokens: Positive = Field(64, description="tokens of one response, at most")
     temperature: Annotated[float, Field(gt=0, le=10)] = Field(
@@ -136,31 +137,6 @@ class RewardConfig(Section):
     batch_size: Positive = Field(8, description="groups scored in one call, at most")
     batch_wait_s: Annotated[float, Field(ge=0)] = Field(0.01, description="seconds a call waits for more groups")
     timeout_s: Seconds = Field(60.0, description="seconds of one call of a reward function; then unscored")
-
-
-class QueueConfig(Section):
-    """How batches are made of groups and demonstrations."""
-
-    groups_per_step: NonNegative = Field(8, description="prompts of a batch, with rollout.group_size samples each")
-    demonstrations_per_step: NonNegative = Field(16, description="expert responses of a batch")
-    max_staleness: NonNegative = Field(
-        0, description="versions (optimizer steps) of age at most; 0: strictly synchronous"
-    )
-    on_stale: Literal["drop", "correct"] = Field(
-        "drop", description="older groups: sample the prompt again, or use them and rely on objective.surrogate"
-    )
-    lease_s: Seconds = Field(600.0, description="seconds to sample, score and commit; then leased again")
-    group_timeout_s: Seconds | None = Field(None, description="seconds to sample a group; null: as its lease")
-    on_straggler: Literal["accept", "reissue"] = Field(
-        "reissue", description="samples missing by then: use the group without them, or sample the prompt again"
-    )
-    min_group: Annotated[int, Field(ge=2)] = Field(2, description="samples that a group is accepted with")
-    max_reissues: NonNegative = Field(2, description="times a prompt is sampled again for stragglers; then dropped")
-    max_regenerations: NonNegative = Field(2, description="times a prompt is sampled again that could not be scored")
-    on_equal_rewards: Literal["keep", "resample"] = Field(
-        "keep", description="groups without a preference: use them, or sample the prompt again"
-    )
-    max_resamples: NonNegative = Field(2, description="times a prompt is resampled for equal rewards; then kept")
 
 
 class LearnerConfig(Section):

@@ -9,6 +9,7 @@ from uniapl.config_errors import masked
 from uniapl.config_types import REDIS_PASSWORD
 from uniapl.logging_config import logging_conflicts
 from uniapl.objective_config import objective_conflicts
+from uniapl.queue_config import queue_conflicts
 from uniapl.storage import url_conflicts
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ def conflicts(c: Config) -> list[str]:
         found.append("queue.demonstrations_per_step: got 0; allowed: > 0 when objective.demonstration.weight is > 0")
     if o.uses_rollouts and c.rollout.group_size == 1:
         found.append("rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group")
-    found += _straggler_conflicts(c) + _colocation_conflicts(c)
+    found += queue_conflicts(q, c.rollout.group_size, o.surrogate) + _wait_conflicts(c) + _colocation_conflicts(c)
     if c.rollout.least > c.rollout.actors:
         found.append(f"rollout.min_actors: got {c.rollout.least}; allowed: <= rollout.actors = {c.rollout.actors}")
     if c.rollout.most < c.rollout.actors:
@@ -83,6 +84,17 @@ def _evaluation_conflicts(c: Config) -> list[str]:
     return found
 
 
+def _wait_conflicts(c: Config) -> list[str]:
+    """Engines that finish their running responses first, longer than a broadcast waits for an engine."""
+    longest, limit = c.queue.sampling_s, c.cluster.broadcast_timeout_s
+    if c.rollout.update_mode != "wait" or longest < limit:
+        return []
+    return [
+        f"rollout.update_mode: got 'wait'; allowed: when queue.group_timeout_s (here {longest:g}) "
+        f"< cluster.broadcast_timeout_s = {limit:g}"
+    ]
+
+
 def _redis_conflicts(url: str | None) -> list[str]:
     """Secrets in the address: what the configuration holds stands in the run's folder, for all to read."""
     key = f"reward.redis_url: got '{masked(url or '')}'"
@@ -107,15 +119,3 @@ def _endless(c: Config) -> list[str]:
         for key, value in times.items()
         if value > LONGEST_S
     ]
-
-
-def _straggler_conflicts(c: Config) -> list[str]:
-    q, size = c.queue, c.rollout.group_size
-    if q.group_timeout_s is None:
-        return []
-    found = []
-    if q.group_timeout_s >= q.lease_s:
-        found.append(f"queue.group_timeout_s: got {q.group_timeout_s:g}; allowed: < queue.lease_s = {q.lease_s:g}")
-    if q.on_straggler == "accept" and q.min_group > size:
-        found.append(f"queue.min_group: got {q.min_group}; allowed: <= rollout.group_size = {size}")
-    return found
