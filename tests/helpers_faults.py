@@ -80,6 +80,12 @@ class World:
     def output(self) -> str:
         return "".join(line for _, line in self.lines)
 
+    @property
+    def started_again(self) -> list[tuple[str, str]]:
+        """For every new life of the system: whose death began it, and how many more are allowed."""
+        line = r"(the queue actor|learner rank)(?: \d)? died; the run starts again from its newest checkpoint (\(.*\))"
+        return re.findall(line, self.output)
+
     # The run.
 
     def configure(self, model: Path, **sections: dict[str, Any]) -> None:
