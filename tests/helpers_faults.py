@@ -186,15 +186,15 @@ class World:
 
     def misbehave(self, word: str, calls: int, timeout_s: float = 5.0) -> None:
         """Let at least so many more calls of the reward go wrong, then none; `timeout_s` is what one may take."""
-        before = self.misdeeds().total()
+        before, usual = self.misdeeds().total(), self.switch.read_text()
         self.say(word)
         deadline = time.monotonic() + PATIENCE_S
         while self.misdeeds().total() < before + calls:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         if word == "hang":
-            time.sleep(1.6 * timeout_s)
-        self.say("slow")
+            time.sleep(1.6 * timeout_s)  # longer than the calls may take
+        self.say(usual)
 
     def restart_redis(self) -> None:
         """Kill it, let the run make a step without it, and start an empty one, which is used again."""

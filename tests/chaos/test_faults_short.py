@@ -20,7 +20,7 @@ from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STEP, World, wor
 from uniapl.runlog import read_metrics
 
 STEPS = 40
-"""About twice as many as pass before the last fault, while rewards are slow."""
+"""About twice as many as pass before the last fault, while rewards are slow: most so while an engine is waited for."""
 REWARD_S, BROADCAST_S = 2.5, 8.0
 HOUR = 3600.0
 pytestmark = pytest.mark.timeout(1200)
@@ -59,6 +59,7 @@ def lived(place: World, tiny: Path) -> World:
 def while_it_grows(place: World) -> Any:
     """A node joins in mid-run, and while its engine starts come those faults that cost no engine; the node."""
     place.until(STEP, 0)
+    place.say("slow 0.5")
     one_engine, node = len(place.lines), place.cluster.add_node(num_cpus=1)
     place.fault("clock an hour ahead", lambda: place.jump(HOUR), STEP)
     place.fault("reward raises, NaN, a string", lambda: place.misbehave("wrong", 12), STEP)
@@ -67,6 +68,7 @@ def while_it_grows(place: World) -> Any:
     place.fault("Redis killed and restarted", place.restart_redis, STEP)
     place.fault("object store full", place.fill_object_store, STEP)
     place.fault("clock an hour back", lambda: place.jump(-HOUR), STEP)
+    place.say("slow")
     place.until("engines 2", one_engine)
     return node
 

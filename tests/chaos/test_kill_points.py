@@ -26,7 +26,7 @@ STEPS = 24
 """More than all kills together let pass."""
 GRACE_S = 60
 STARTING_S = {"start": 8.0, "connect": 0.5}
-LOOP_S = {"next_batch": 1.0, "step": 0.5, "broadcast": 0.05, "save": 0.3}
+LOOP_S = {"next_batch": 1.0, "step": 0.15, "broadcast": 0.05, "save": 0.15}
 """Calls and how long after their beginning the driver may die: about as long as they take."""
 EACH = 3
 """Kills for every call of the loop, beside one for each of those of a start: 14."""
