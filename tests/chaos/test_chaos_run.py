@@ -79,7 +79,7 @@ def faults(place: World, draw: random.Random) -> dict[str, Callable[[], bool | N
     def reward(word: str) -> None:
         place.say(word)
         time.sleep(draw.uniform(1, 4))
-        place.say("slow")
+        place.say("slow 0.5")
 
     return {
         "rollout actor killed": lambda: engine(ACTOR, signal.SIGKILL),
@@ -150,7 +150,7 @@ def test_a_run_under_random_faults_keeps_its_books(place: World, tiny: Path) -> 
         reward={"timeout_s": 5.0},
         cluster={"broadcast_timeout_s": 20.0},
     )
-    place.say("slow")  # a step takes a second, so that a lost engine is back before the next one is lost
+    place.say("slow 0.5")  # a step takes a second, so that a lost engine is back before the next one is lost
     began = time.monotonic()
     place.begin()
     made = disturb(place, random.Random(SEED))
