@@ -118,18 +118,20 @@ def assert_memory_freed(before: set[str]) -> None:
     assert litter(before) == set()
 
 
-def killed(place: Path, call: str, *arguments: str, program: str = "killed_train.py") -> tuple[float, int]:
+def killed(place: Path, call: str, *arguments: str, program: str = "killed_train.py") -> tuple[float, int, str]:
     """Run until the driver kills itself in `call`, as `program` says.
 
     Returns:
-        seconds until the last process but for `RAYS_OWN` had ended, and the driver's process id.
+        seconds until the last process but for `RAYS_OWN` had ended, the driver's process id, and its last line.
     """
     before = shared_memory()
     process = start(place, *arguments, program=(str(ROOT / "tests" / program), call))
     process.wait(timeout=540)  # what it prints until then fits into the pipe
     ended = assert_nothing_left(process.pid, before, ORPHANS_S, but=RAYS_OWN)
     assert process.returncode == -signal.SIGKILL, process.communicate()[0][-3000:]
-    return ended, process.pid
+    assert process.stdout is not None
+    printed = os.read(process.stdout.fileno(), 1 << 16).decode()  # not to its end: Ray's own may hold the pipe open
+    return ended, process.pid, printed.rstrip().rpartition("\n")[2]
 
 
 def signalled(

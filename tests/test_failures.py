@@ -1,7 +1,7 @@
 """What ends a run is told in one line, and a mistake in the code keeps its traceback.
 
-Actors that do nothing stand in for the run's parts, because only their death matters; `chaos/test_faults.py` kills the
-real ones.
+Actors that do nothing stand in for the run's parts, because only their death matters; `chaos/test_faults_short.py`
+kills the real ones.
 """
 
 from __future__ import annotations

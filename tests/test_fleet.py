@@ -1,4 +1,4 @@
-"""Rollout actors that come and go: the bookkeeping. `chaos/test_faults.py` has a whole run with real ones.
+"""Rollout actors that come and go: the bookkeeping. `chaos/test_faults_short.py` has a whole run with real ones.
 
 It is tested on actors without an engine, and with Ray's resources sized for them, because a real one takes half a
 minute to start; the queue that is told of losses is the real one.
