@@ -82,7 +82,7 @@ def demonstration_term(shown: list[Known], weighting: str) -> Tensor:
     for k in shown:
         for current, start in zip(k.current, k.start.tolist(), strict=True):
             p = math.exp(start)
-            total = total - current * (p * (1 - p) if weighting == "chord_phi" else 1.0)
+            total = total - current * (p * (1 - p) if weighting == "p_one_minus_p" else 1.0)
             count += 1
     return total / count
 

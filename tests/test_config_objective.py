@@ -73,7 +73,7 @@ VALUES = [
     ),
     (
         "objective.demonstration.token_weight=phi",
-        "objective.demonstration.token_weight: got 'phi'; allowed: 'uniform' or 'chord_phi'",
+        "objective.demonstration.token_weight: got 'phi'; allowed: 'uniform' or 'p_one_minus_p'",
     ),
     ("objective.surrogate.ratio=word", "objective.surrogate.ratio: got 'word'; allowed: 'token' or 'sequence'"),
     (

@@ -143,7 +143,7 @@ class TestDemonstrationLoss:
     def test_chord_weights_tokens_by_p_1_minus_p_without_gradient(self) -> None:
         p = torch.tensor([0.5, 0.999999, 0.2, 0.3])
         logp = torch.log(p).requires_grad_()
-        found = demonstration_loss(logp, logp.detach(), torch.tensor([1.0, 1.0, 1.0, 0.0]), "chord_phi")
+        found = demonstration_loss(logp, logp.detach(), torch.tensor([1.0, 1.0, 1.0, 0.0]), "p_one_minus_p")
         found.sum().backward()
         assert logp.grad is not None
         assert logp.grad.tolist() == pytest.approx([-0.25, -1e-6, -0.16, 0.0], rel=0.05)

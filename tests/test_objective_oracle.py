@@ -52,7 +52,7 @@ OPTIONS: list[dict[str, dict[str, Any]]] = [
     {"preference": {"advantage_std": False}},
     {"adversarial": {"advantage_std": False}},
     {"adversarial": {"as_reward": True}},
-    {"demonstration": {"token_weight": "chord_phi"}},
+    {"demonstration": {"token_weight": "p_one_minus_p"}},
     {"surrogate": {"ratio": "sequence"}, "preference": {"average": "sequence"}, "adversarial": {"average": "sequence"}},
 ]
 
@@ -145,7 +145,7 @@ class TestFiniteDifferences:
         [
             {},
             {"surrogate": {"ratio": "sequence", "correction": "sequence"}, "preference": {"average": "sequence"}},
-            {"surrogate": {"proximal": "behaviour"}, "demonstration": {"token_weight": "chord_phi"}},
+            {"surrogate": {"proximal": "behaviour"}, "demonstration": {"token_weight": "p_one_minus_p"}},
         ],
         ids=str,
     )

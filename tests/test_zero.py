@@ -41,7 +41,7 @@ def objectives(reference: str) -> dict[str, dict[str, Any]]:
         | {
             "preference": preference | {"average": "constant", "advantage_std": False},
             "adversarial": adversarial | {"average": "sequence"},
-            "demonstration": {"weight": 0.3, "token_weight": "chord_phi"},
+            "demonstration": {"weight": 0.3, "token_weight": "p_one_minus_p"},
             "kl": kl,
             "surrogate": {"correction": "mask"},
         },

@@ -100,7 +100,7 @@ class DemonstrationTerm(Section):
     """L_demo: weighted maximum likelihood of the expert's tokens."""
 
     weight: TermWeight = Field(constant(0.0), description="mu, of L_demo in the loss")
-    token_weight: Literal["uniform", "chord_phi"] = Field(
+    token_weight: Literal["uniform", "p_one_minus_p"] = Field(
         "uniform", description="1, or p (1 - p) of the policy's own probability p of the token"
     )
 
