@@ -103,5 +103,5 @@ def _of_samples(t: dict[str, float], active: list[str]) -> dict[str, float]:
     if "preference" in active:
         found["ratio/clip_fraction"] = t["sum/clipped"] / n
     if "adversarial" in active:
-        found["ratio/clip_fraction_adversarial"] = t["sum/clipped_adversarial"] / n
+        found["ratio/clip_fraction_adversarial"] = t["sum/clipped_adversarial"] / t["tokens/adversarial"]
     return found

@@ -66,7 +66,7 @@ def oracle_terms(batch: Any, objective: Any, known: dict[str, Known], lam: float
     if adversarial:
         found["adversarial"] = surrogate_term(adversarial, objective.adversarial, objective.surrogate, longest)
     if kl:
-        found["kl"] = average([kl_tokens(k) for k in kl], objective.kl.average, longest)
+        found["kl"] = average([kl_tokens(k) for k in kl], objective.preference.average, longest)
     return found
 
 

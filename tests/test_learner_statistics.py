@@ -51,16 +51,20 @@ class TestStepMetrics:
         assert (found["share/demonstration"], found["share/adversarial"]) == (0.5, 0.5)
 
     def test_a_term_without_weight_is_left_out(self) -> None:
-        found = self.found(tokens__sampled=6.0)
+        found = self.found(tokens__sampled=6.0, tokens__adversarial=4.0, sum__clipped_adversarial=1.0)
         assert not any("preference" in key or key in ("loss/kl", "ratio/clip_fraction") for key in found)
-        assert "ratio/clip_fraction_adversarial" in found
+        assert found["ratio/clip_fraction_adversarial"] == 0.25, "of the tokens that the term counts"
 
     def test_what_was_not_measured_is_left_out(self) -> None:
         assert not self.found().keys() & {"expert/nll", "ratio/mean", "kl/reference", "entropy/exact"}
 
     def test_a_mean_is_over_the_tokens_that_were_measured(self) -> None:
         found = self.found(
-            tokens__sampled=6.0, tokens__reference=6.0, sum__kl_reference=3.0, sum__entropy_estimate=12.0
+            tokens__sampled=6.0,
+            tokens__adversarial=6.0,
+            tokens__reference=6.0,
+            sum__kl_reference=3.0,
+            sum__entropy_estimate=12.0,
         )
         assert found["kl/reference"] == 0.5
         assert found["entropy/estimate"] == 2.0

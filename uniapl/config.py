@@ -18,7 +18,6 @@ from uniapl.config_types import (
     REDIS_PASSWORD,
     Address,
     Dtype,
-    Fraction,
     Name,
     NonNegative,
     Positive,
@@ -27,8 +26,8 @@ from uniapl.config_types import (
     Seconds,
     Section,
     Text,
-    Weight,
 )
+from uniapl.learner_config import LearnerConfig
 from uniapl.logging_config import LoggingConfig, logging_conflicts
 from uniapl.objective_config import ObjectiveConfig, objective_conflicts
 from uniapl.scratch import scratch_folder, short_digest
@@ -164,24 +163,6 @@ class QueueConfig(Section):
     max_resamples: NonNegative = Field(2, description="times a prompt is resampled for equal rewards; then kept")
 
 
-class LearnerConfig(Section):
-    """ZeRO-3 ranks and their optimizer."""
-
-    ranks: Positive = Field(1, description="processes of the learner; with GPUs one GPU each")
-    dtype: Dtype = Field("bfloat16", description="of weights and arithmetic; masters and optimizer stay float32")
-    row_tokens: Positive = Field(2048, description="tokens of one packed row, at most; memory grows with it")
-    share_prompts: bool = Field(True, description="compute the prompt of a group once for all its samples")
-    micro_batch_rows: Positive = Field(1, description="packed rows of one forward pass")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="AdamW's, at its peak")
-    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="cosine's end / peak")
-    warmup_steps: NonNegative = Field(3, description="optimizer steps of linear warm-up")
-    weight_decay: Weight = Field(0.0, description="AdamW's")
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field([0.9, 0.95], description="AdamW's")
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="the whole gradient is clipped to it")
-    activation_checkpointing: bool = Field(False, description="compute activations twice, keep few: less memory")
-    threads: NonNegative = Field(0, description="CPU threads of one rank; 0: all cores shared by the ranks")
-
-
 class EvaluationConfig(Section):
     """Held-out prompts, sampled and verified before and after training, and beside it."""
 
@@ -246,6 +227,11 @@ def _conflicts(c: Config) -> list[str]:
     """Pairs of keys whose values cannot go together, each as one line."""
     o, q = c.objective, c.queue
     found = objective_conflicts(o)
+    if o.shapes_rewards and q.on_equal_rewards == "resample":
+        found.append(
+            "queue.on_equal_rewards: got 'resample'; allowed: 'keep' when objective.adversarial.as_reward is true: "
+            "the expert score tells samples of equal reward apart"
+        )
     if o.uses_rollouts and q.groups_per_step == 0:
         found.append("queue.groups_per_step: got 0; allowed: > 0 when any weight but the demonstrations' is > 0")
     if o.uses_demonstrations and q.demonstrations_per_step == 0:

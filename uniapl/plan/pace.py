@@ -94,7 +94,7 @@ def pace(config: Config, tokens: StepTokens, rates: Rates, sent_bytes: int, band
     if (tokens.generated and not rates.generate) or not rates.train:
         return None
     generate_s = tokens.generated / rates.generate if rates.generate else 0.0
-    train_s = tokens.trained / rates.train
+    train_s = tokens.trained * config.learner.steps_per_batch / rates.train
     broadcast_s = sent_bytes / 1e9 / bandwidth
     slower = "generating" if generate_s > train_s else "training"
     allowed = config.queue.max_staleness if tokens.generated else 0
