@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -63,6 +65,12 @@ def importance_metrics(log_ratios: Tensor) -> dict[str, float]:
     scaled = np.exp(logs - logs.max())  # the size does not depend on the scale, and this one cannot overflow
     metrics["importance/ess"] = float(scaled.sum() ** 2 / (len(scaled) * (scaled**2).sum()))
     return metrics
+
+
+def checked_loss(totals: dict[str, float]) -> float:
+    """The loss or, where it is finite and a term that is measured at a weight of 0 is not, that term."""
+    losses = [totals["loss/total"], *(totals[f"loss/{term}"] for term in TERMS)]
+    return next((loss for loss in losses if not math.isfinite(loss)), losses[0])
 
 
 def step_metrics(totals: dict[str, float], counts: Tensor, weights: dict[str, float]) -> dict[str, float]:

@@ -14,11 +14,10 @@ from learner.diagnostics import run_term_by_term
 from learner.gradients import discard, gradient_norm
 from learner.nonfinite import NonFiniteError, of_all_ranks
 from learner.passes import MicroBatch, Passes, Tally, plan_micro_batches, sequences_of
-from learner.statistics import gathered, importance_metrics, over_ranks, step_metrics
+from learner.statistics import checked_loss, gathered, importance_metrics, over_ranks, step_metrics
 from uniapl.config import Config, LearnerConfig
 from uniapl.objective.rows import count_terms
 from uniapl.objective.sequences import TrainingSequence, training_sequences
-from uniapl.objective_config import TERMS
 from uniapl.records import MixedBatch
 
 CLIPPED = ("ratio/clip_fraction", "ratio/clip_fraction_adversarial")
@@ -92,18 +91,12 @@ def _measure(
     gradients = _accumulate(passes, sequences, config, tally, diagnosed)
     totals = over_ranks(tally.sums, passes.device)
     norm = gradient_norm(passes.engine)
-    loss = _checked_loss(totals)
+    loss = checked_loss(totals)
     if not (math.isfinite(loss) and math.isfinite(norm)):
         raise _failure(passes, sequences, config, step, loss, tally.bad, where)
     metrics = step_metrics(totals, passes.counts, passes.weights) | gradients
     metrics |= importance_metrics(gathered(tally.log_ratios, passes.device))
     return metrics | {"learner/grad_norm": norm}
-
-
-def _checked_loss(totals: dict[str, float]) -> float:
-    """The loss or, where it is finite and a term that is measured at a weight of 0 is not, that term."""
-    losses = [totals["loss/total"], *(totals[f"loss/{term}"] for term in TERMS)]
-    return next((loss for loss in losses if not math.isfinite(loss)), losses[0])
 
 
 def _update(engine: Any, learning_rate: float, step: int, norm: float) -> None:
@@ -159,7 +152,7 @@ def _in_bad_micro_batches(passes: Passes, batches: list[MicroBatch]) -> list[str
         discard(passes.engine)
         alone = Tally()
         passes.run([micro_batch], alone)
-        loss = _checked_loss(over_ranks(alone.sums, passes.device))
+        loss = checked_loss(over_ranks(alone.sums, passes.device))
         if not (math.isfinite(loss) and math.isfinite(gradient_norm(passes.engine))):
             found += [s.id for s in sequences_of(micro_batch)]
     return found

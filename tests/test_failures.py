@@ -6,6 +6,7 @@ real ones.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,8 +19,11 @@ import ray
 from ray.exceptions import ObjectStoreFullError, RayTaskError
 
 from cluster.failures import told_in_one_line
+from cluster.step import _follow
 from cluster.system import System
+from uniapl.config import ObjectiveConfig
 from uniapl.config_errors import ConfigError
+from uniapl.objective.controllers import Controllers
 from uniapl.runlog import RunError
 
 
@@ -92,6 +96,16 @@ def test_no_answer_in_time_and_no_room_are_one_line(parts: Any, tmp_path: Path) 
     assert late == f"TimeoutError: no batch within 5 s (cluster.step_timeout_s){no_checkpoint}"
     store = told(queue, [alive], tmp_path, raises(ObjectStoreFullError("no room for 8 MiB")))
     assert store.startswith("Ray's object store is full (cluster.object_store_gib), and so is the disk below it: ")
+
+
+def test_a_weight_that_cannot_follow_is_one_line_that_names_the_batch() -> None:
+    lagrangian = {"preference": {"weight": 1.0}, "kl": {"weight": {"kind": "lagrangian"}}}
+    controllers = Controllers(ObjectiveConfig.model_validate(lagrangian))
+    with pytest.raises(RunError) as error:
+        _follow(controllers, 4, {"kl/reference": math.nan}, Path("runs/r/batches/step-00004.arrow"))
+    assert str(error.value) == (
+        "step 5: kl/reference is nan, the kl weight cannot follow it; the batch is in runs/r/batches/step-00004.arrow"
+    )
 
 
 def test_a_part_at_work_is_not_taken_for_dead(ray_session: Any) -> None:

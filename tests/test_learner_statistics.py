@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.statistics import importance_metrics, step_metrics
+from learner.statistics import checked_loss, importance_metrics, step_metrics
 from uniapl.objective.objective import REDUCED
 
 TOKENS = ("tokens/trained", "tokens/rows", "tokens/computed", "tokens/reference", "tokens/entropy")
@@ -37,6 +37,12 @@ class TestImportanceWeights:
         quantiles = [found[f"importance/{name}"] for name in ("min", "p01", "p50", "p99", "max")]
         assert quantiles == sorted(quantiles)
         assert 1 / len(logs) - 1e-9 <= found["importance/ess"] <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("key", ["loss/total", "loss/demonstration", "loss/kl"])
+def test_a_term_that_is_only_measured_is_checked_like_the_loss(key: str) -> None:
+    assert checked_loss(BARE | {"loss/total": 2.0}) == 2.0
+    assert checked_loss(BARE | {key: math.inf}) == math.inf
 
 
 class TestStepMetrics:

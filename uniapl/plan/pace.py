@@ -24,7 +24,8 @@ class Rates:
     generate: float | None = None
     """Sampled tokens, of all engines together."""
     train: float | None = None
-    """Tokens trained on, of all ranks together: a prompt counts once per sample, as in `tokens/trained_per_s`."""
+    """Tokens trained on, of all ranks together: a prompt counts once per sample, and everything once per optimizer
+    step on it, as in `tokens/trained_per_s`."""
     bandwidth: float | None = None
     sample_tokens: float | None = None
     """Of one sampled response."""
