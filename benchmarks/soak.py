@@ -22,7 +22,9 @@ import ray
 from queue_scale import HOSTS, Endless, Host, config_for, demonstration, prompt
 
 from actors.queue import resident_mib, start_queue
+from uniapl.config import ObjectiveConfig
 from uniapl.metrics import batch_metrics
+from uniapl.objective_config import TERMS
 from uniapl.records import MixedBatch, batch_table
 
 GROUPS_PER_STEP = 32
@@ -32,7 +34,7 @@ def one_step(queue: Any, hosts: list[Any], step: int, file: Path) -> None:
     """What `cluster.step.one_step` does with a batch, less the training."""
     taken = ray.get(queue.next_batch.remote(60.0))
     batch = MixedBatch(step, [packed.group() for packed in taken.groups], taken.demonstrations)
-    batch_metrics(batch)
+    batch_metrics(batch, ObjectiveConfig(), dict.fromkeys(TERMS, 0.0))
     table = batch_table(batch)
     with pyarrow.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)

@@ -34,7 +34,8 @@ def one_step(
         beside: begins evaluations and is asked for their results.
 
     Raises:
-        RunError: loss or gradient is not finite; the batch is in the folder's failed/ then.
+        RunError: loss or gradient is not finite; the batch is in the folder's failed/ then. Or a weight cannot follow
+            what was measured; the batch is in batches/.
     """
     began = time.monotonic()
     taken = system.next_batch()
@@ -57,16 +58,16 @@ def one_step(
     metrics = (
         held
         | beside.collect()
-        | batch_metrics(batch)
+        | batch_metrics(batch, system.config.objective, weights)
         | learned
         | sent
         | _weight_metrics(system.config.objective, weights)
     )
-    controllers.update(step, metrics)
+    kept = run_folder.save_batch(folder, batch, system.config, weights)
+    _follow(controllers, step, metrics, kept)
     metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in taken.groups])
     metrics |= {"time/train": trained - ready, "time/broadcast": published - evaluated}
     metrics |= _queue_metrics(system.stats())
-    run_folder.save_batch(folder, batch, system.config, weights)
     metrics["time/step"] = time.monotonic() - began
     # Ahead of the learner, engines generate all the time, and little of it is waited for.
     generating = metrics["time/step" if system.config.queue.max_staleness else "time/generate"]
@@ -93,6 +94,13 @@ def _learn(
     if scores:
         put_expert_scores(batch.groups, scores)
     return metrics
+
+
+def _follow(controllers: Controllers, step: int, metrics: dict[str, float], kept: Path) -> None:
+    try:
+        controllers.update(step, metrics)
+    except ValueError as error:
+        raise RunError(f"{error}; the batch is in {kept}") from None
 
 
 def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, float]:

@@ -39,7 +39,7 @@ class Rank:
     """
 
     def __init__(self, rank: int, config: Config) -> None:
-        self._device = local_device(0)
+        self._device = local_device(0, config.learner.dtype)
         self._rank, ranks = rank, config.learner.ranks
         set_threads(config.learner.threads, ranks)
         join_ranks(self._device, config.cluster.step_timeout_s)
@@ -75,7 +75,7 @@ class Rank:
         update: bool = True,
         scored: bool = False,
     ) -> tuple[dict[str, float], Scores]:
-        """One optimizer step on this rank's share.
+        """The optimizer steps of one batch on this rank's share, then that of a cotrained discriminator.
 
         Args:
             number: of the step, from 0.
@@ -95,7 +95,7 @@ class Rank:
         rate = learning_rate(number, c.run.steps, c.learner)
         learned, known = {}, expert_scores(groups)
         if self._discriminator:
-            learned = self._discriminator.score_and_train(groups, number, update)
+            learned = self._discriminator.score(groups, number)
             if scored:
                 put_expert_scores(groups, known)
         try:
@@ -104,8 +104,11 @@ class Rank:
             )
         except NonFiniteError as error:
             if self._discriminator:
+                self._discriminator.discard()
                 error.scores = _of_all_ranks(expert_scores(groups))
             raise
+        if self._discriminator:
+            self._discriminator.step() if update else self._discriminator.discard()
         if c.rollout.colocate:
             give_back_memory()
         return learned, expert_scores(groups) if self._discriminator else {}

@@ -212,6 +212,9 @@ def test_tokens_and_seconds_of_a_synchronous_step_by_hand() -> None:
     assert found is not None
     assert (found.generate_s, found.train_s, found.broadcast_s, found.step_s) == (2.0, 10.0, 0.5, 12.5)
     assert (found.bottleneck, found.staleness_mean, found.staleness_max) == ("training", 0.0, 0)
+    thrice = settings(objective={"demonstration": {"weight": 0.5}}, learner={"steps_per_batch": 3})
+    longer = pace(thrice, tokens, Rates(generate=960, train=768), sent_bytes=2 * 10**9, bandwidth=4.0)
+    assert longer is not None and longer.train_s == 3 * found.train_s
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from uniapl.config_types import (
     REDIS_PASSWORD,
     Address,
     Dtype,
-    Fraction,
     Name,
     NonNegative,
     Positive,
@@ -27,8 +26,8 @@ from uniapl.config_types import (
     Seconds,
     Section,
     Text,
-    Weight,
 )
+from uniapl.learner_config import LearnerConfig
 from uniapl.logging_config import LoggingConfig
 from uniapl.objective_config import ObjectiveConfig
 from uniapl.queue_config import QueueConfig
@@ -137,24 +136,6 @@ class RewardConfig(Section):
     batch_size: Positive = Field(8, description="groups scored in one call, at most")
     batch_wait_s: Annotated[float, Field(ge=0)] = Field(0.01, description="seconds a call waits for more groups")
     timeout_s: Seconds = Field(60.0, description="seconds of one call of a reward function; then unscored")
-
-
-class LearnerConfig(Section):
-    """ZeRO-3 ranks and their optimizer."""
-
-    ranks: Positive = Field(1, description="processes of the learner; with GPUs one GPU each")
-    dtype: Dtype = Field("bfloat16", description="of weights and arithmetic; masters and optimizer stay float32")
-    row_tokens: Positive = Field(2048, description="tokens of one packed row, at most; memory grows with it")
-    share_prompts: bool = Field(True, description="compute the prompt of a group once for all its samples")
-    micro_batch_rows: Positive = Field(1, description="packed rows of one forward pass")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="AdamW's, at its peak")
-    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="cosine's end / peak")
-    warmup_steps: NonNegative = Field(3, description="optimizer steps of linear warm-up")
-    weight_decay: Weight = Field(0.0, description="AdamW's")
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field([0.9, 0.95], description="AdamW's")
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="the whole gradient is clipped to it")
-    activation_checkpointing: bool = Field(False, description="compute activations twice, keep few: less memory")
-    threads: NonNegative = Field(0, description="CPU threads of one rank; 0: all cores shared by the ranks")
 
 
 class EvaluationConfig(Section):

@@ -23,6 +23,11 @@ def conflicts(c: Config) -> list[str]:
     """Pairs of keys whose values cannot go together, each as one line."""
     o, q = c.objective, c.queue
     found = objective_conflicts(o)
+    if o.shapes_rewards and q.on_equal_rewards == "resample":
+        found.append(
+            "queue.on_equal_rewards: got 'resample'; allowed: 'keep' when objective.adversarial.as_reward is true: "
+            "the expert score tells samples of equal reward apart"
+        )
     if o.uses_rollouts and q.groups_per_step == 0:
         found.append("queue.groups_per_step: got 0; allowed: > 0 when any weight but the demonstrations' is > 0")
     if o.uses_demonstrations and q.demonstrations_per_step == 0:
