@@ -16,6 +16,7 @@ from uniapl.config import Config
 # Logical CPUs. On a machine that is too small for them they only count, nothing is pinned.
 ENGINE_CPUS = 1
 RANK_CPUS = 1
+REPLICA_CPUS = 1
 OTHER_CPUS = 2
 """For the reward replicas and Ray Serve's controller."""
 KINDS = ("learner", "rollout", "reward")
@@ -54,6 +55,15 @@ def engine_bundle(config: Config, site: Site) -> dict[str, float]:
 def rank_bundle(site: Site) -> dict[str, float]:
     """What one learner rank takes."""
     return {"CPU": float(RANK_CPUS), **({"GPU": 1.0} if site.gpu else {}), **site.mark("learner")}
+
+
+def reward_bundle(site: Site) -> dict[str, float]:
+    """What one reward replica takes: a CPU on nodes that are meant for it, so that many of them are demand for more.
+
+    Elsewhere none: replicas work while the engines wait, and a small machine's CPUs are all reserved.
+    """
+    mark = site.mark("reward")
+    return {"CPU": float(REPLICA_CPUS) if mark else 0.0, **mark}
 
 
 def rollout_options(config: Config, site: Site) -> dict[str, Any]:

@@ -38,9 +38,10 @@ from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscali
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from cluster.autoscaler import autoscaler_limit
 from cluster.cli import _arguments
 from cluster.placement import Site
-from cluster.room import autoscaler_limit, check_room, needs
+from cluster.room import check_room, needs
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
 from uniapl.shared_paths import require_absolute
