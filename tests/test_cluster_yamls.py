@@ -51,6 +51,7 @@ CLOUDS = ["aws", "gcp"]
 FILES = ["aws.yaml", "gcp.yaml", "kuberay.yaml", "Dockerfile"]
 PARTS = ["learner", "rollout", "reward"]
 KUBERNETES = ["1.31", "1.37"]
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S=600"
 
 
 def text(name: str) -> str:
@@ -155,6 +156,7 @@ class TestClouds:
             assert given["metrics_export_port"] == 8080
             if kind == "head":
                 assert (given["dashboard_host"], given["num_cpus"]) == ("127.0.0.1", 0)
+                assert f"{STOP_WAIT} " in before
 
 
 def test_ec2_would_take_the_nodes_and_ray_makes_no_open_security_group() -> None:
@@ -295,7 +297,7 @@ def test_the_image_holds_the_lock_and_all_packages_and_runs_as_nobody_special() 
     assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
     assert [line for line in lines if line.startswith("FROM")][-1].startswith("FROM nvidia/cuda:13.")
     assert "--no-deps -r requirements/gpu.txt" in text("Dockerfile")
-    assert "--python 3.11" in text("Dockerfile")
+    assert "--python 3.11" in text("Dockerfile") and STOP_WAIT in text("Dockerfile")
 
 
 @pytest.mark.parametrize("name", FILES)
