@@ -32,6 +32,8 @@ from uniapl.runlog import read_metrics
 
 pytestmark = pytest.mark.timeout(1200)
 LIMIT_S = 300.0
+FIRST = "first-life"
+"""Id of the job."""
 LAST = 3
 """Steps of the last life."""
 REWARD = """
@@ -150,17 +152,23 @@ def stop_it(cluster: RayCluster, project: Path, told: Story) -> None:
     checkout = shutil.copytree(project, cluster.folder / "checkout")
     for package in PACKAGES:
         shutil.copytree(ROOT / package, checkout / package)
-    command = ["job", "submit", f"--address={cluster.dashboard}", "--no-wait", "--working-dir=."]
+    command = [
+        "job",
+        "submit",
+        f"--address={cluster.dashboard}",
+        "--no-wait",
+        f"--submission-id={FIRST}",
+        "--working-dir=.",
+    ]
     sent = cluster.ray(*command, "--", "uniapl", "train", "job.yaml", cwd=checkout)
     assert sent.returncode == 0, sent.stdout
-    job = re.search(r"ray job stop (\S+)", sent.stdout)[1]  # type: ignore[index]
-    until(told.run, 3, lambda: logs(cluster, job))
+    until(told.run, 3, lambda: logs(cluster))
     told.nodes = {node: {part: len(cluster.of(node, part)) for part in PARTS} for node in cluster.nodes}
     told.scraped = scraped(cluster, "uniapl_step")
     told.judged = "".join(path.read_text() for path in cluster.places["more"].glob("session_latest/logs/worker-*.err"))
     told.metadata = cluster.ray("job", "list", f"--address={cluster.dashboard}").stdout
-    stopped = cluster.ray("job", "stop", f"--address={cluster.dashboard}", job)
-    told.stopped = stopped.stdout + logs(cluster, job)
+    stopped = cluster.ray("job", "stop", f"--address={cluster.dashboard}", FIRST)
+    told.stopped = stopped.stdout + logs(cluster)
     found = newest_checkpoint(told.run)
     told.stopped_at = found[0] if found else 0
     told.logged = read_metrics(told.run)[-1]["step"]
@@ -178,8 +186,8 @@ def scraped(cluster: RayCluster, word: str) -> str:
         time.sleep(1)
 
 
-def logs(cluster: RayCluster, job: str) -> str:
-    return cluster.ray("job", "logs", f"--address={cluster.dashboard}", job).stdout
+def logs(cluster: RayCluster) -> str:
+    return cluster.ray("job", "logs", f"--address={cluster.dashboard}", FIRST).stdout
 
 
 def until(run: Path, step: int, output: Callable[[], str]) -> None:
