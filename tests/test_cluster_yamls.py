@@ -41,9 +41,13 @@ from ray.scripts.scripts import start
 from cluster.autoscaler import autoscaler_limit
 from cluster.cli import _arguments
 from cluster.placement import Site
+from cluster.preflight import preflight
 from cluster.room import check_room, needs
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
+from uniapl.plan.fit import Machines
+from uniapl.plan.pace import Rates
+from uniapl.plan.plan import make_plan
 from uniapl.shared_paths import require_absolute
 
 ROOT = Path(__file__).parents[1]
@@ -276,10 +280,18 @@ def test_the_entrypoint_is_a_command_line_of_ours() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_three_overrides_make_any_configuration_one_for_this_machine(path: Path) -> None:
-    model = "models/SmolLM2-135M-Instruct"
-    config = load_config(path, [f"model.path={model}", "learner.ranks=1", "rollout.actors=1"])
+def test_one_overlay_makes_any_configuration_one_for_this_machine(
+    path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as `train` looks before it starts a process, and in 16 GiB; the paths in the overlay are relative."""
+    monkeypatch.chdir(ROOT)
+    overlay = ROOT / "configs/debug/one-machine.yaml"
+    assert yaml.safe_load(overlay.read_text())["model"]["path"] == "models/SmolLM2-135M-Instruct"
+    config = load_config(path, [f"model.path={smollm2}"], str(overlay))
     assert (config.cluster.address, config.learner.ranks, config.rollout.actors) == ("local", 1, 1)
+    assert make_plan(config, Machines(gpus=0, cpu_gib=16), Rates()).misfits == []
+    assert len(preflight(config)) == config.evaluation.prompts
+    assert config.objective == load_config(path).objective
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile(tmp_path: Path) -> None:
