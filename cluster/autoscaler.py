@@ -44,11 +44,15 @@ def autoscaler_limit(bootstrap: Path = BOOTSTRAP) -> Limit | None:
     where they read it themselves.
     """
     try:
-        tree = _ray_cluster() or yaml.safe_load(bootstrap.expanduser().read_text(encoding="utf-8"))
-        types, at_most = tree["available_node_types"], int(tree["max_workers"])
-        head = types[tree["head_node_type"]]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        return limit_of(_ray_cluster() or yaml.safe_load(bootstrap.expanduser().read_text(encoding="utf-8")))
+    except (OSError, yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError):
         return None
+
+
+def limit_of(tree: dict[str, Any]) -> Limit:
+    """Of an autoscaler's configuration, in the form of the files for `ray up`."""
+    types, at_most = tree["available_node_types"], int(tree["max_workers"])
+    head = types[tree["head_node_type"]]
     workers: list[Resources] = []
     for kind in (kind for kind in types.values() if kind is not head):
         workers += [_amounts(kind)] * int(kind.get("max_workers", at_most))

@@ -32,13 +32,14 @@ import ray
 import yaml
 from botocore.validate import ParamValidator
 from helpers_kuberay import RAY_JOB
+from helpers_qwen3 import write_config
 from ray.autoscaler._private.aws.config import _configure_security_group
 from ray.autoscaler._private.gcp.config import _configure_subnet
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from cluster.autoscaler import autoscaler_limit
+from cluster.autoscaler import autoscaler_limit, limit_of
 from cluster.cli import _arguments
 from cluster.placement import Site
 from cluster.preflight import preflight
@@ -135,6 +136,22 @@ class TestClouds:
         larger = Config.model_validate(tree | {"learner": {"ranks": 8}, "rollout": {"actors": 9}})
         with pytest.raises(ConfigError, match="needs 17 GPU"):
             check_room(needs(larger, site), [limit.head], limit)
+
+    @pytest.mark.parametrize(("recipe", "fits"), [("qwen3-0.6b", True), ("qwen3-4b", True), ("qwen3-32b", False)])
+    def test_which_recipes_the_nodes_can_hold(self, name: str, recipe: str, fits: bool, tmp_path: Path) -> None:
+        """Learners on A100s of 40 GB; 32B takes four such nodes, and rollout nodes with four GPUs."""
+        limit = autoscaler_limit(ROOT / f"cluster/{name}.yaml")
+        assert limit is not None
+        config = load_config(ROOT / f"configs/{recipe}.yaml", [f"model.path={write_config(recipe, tmp_path)}"])
+        needed = needs(config, Site(gpu=True, kinds=frozenset(PARTS)))
+        misfits = make_plan(config, Machines(gpu_gib=40), Rates()).misfits
+        if fits:
+            check_room(needed, [limit.head], limit)
+            assert misfits == []
+        else:
+            with pytest.raises(ConfigError, match="needs 48 GPU"):
+                check_room(needed, [limit.head], limit)
+            assert misfits
 
     def test_nodes_are_set_up_from_the_lock(self, name: str) -> None:
         config = cloud(name)
@@ -277,6 +294,10 @@ def test_the_entrypoint_is_a_command_line_of_ours() -> None:
     config = load_config(arguments.config, arguments.overrides, arguments.method)
     require_absolute(config)
     assert (program, arguments.resume) == ("uniapl", True)
+    cluster = kubernetes(False)[0]["spec"]["rayClusterSpec"]
+    resource = {"metadata": {"name": "uniapl", "namespace": "default"}, "spec": cluster}
+    limit = limit_of(_derive_autoscaling_config_from_ray_cr(resource))
+    check_room(needs(config, Site(gpu=True, kinds=frozenset(PARTS))), [limit.head], limit)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
