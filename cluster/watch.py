@@ -144,14 +144,16 @@ def _whole(file: BinaryIO) -> list[Record]:
 def _on_cluster(address: str, run: str | None) -> Iterator[Record]:
     """The same from a small job there, since its storage need not be mounted here."""
     client = job_client(address)
-    newest = None if run else _newest_job(client)
+    if run is not None:
+        yield from _from_job(client, run)
+        return
+    newest = _newest_job(client)
     while True:
         try:
-            yield from _from_job(client, run or newest.metadata[RUN_FOLDER])
+            yield from _from_job(client, newest.metadata[RUN_FOLDER])
             return
         except RunError as error:  # a job that was only just sent has made no folder yet
-            waits = newest and NO_RUN in str(error) and not client.get_job_status(newest.submission_id).is_terminal()
-            if not waits:
+            if NO_RUN not in str(error) or client.get_job_status(newest.submission_id).is_terminal():
                 raise
         time.sleep(LOOK_S)
 
