@@ -19,6 +19,7 @@ ENGINE_CPUS = 1
 RANK_CPUS = 1
 HALF = 0.5
 """Of a GPU, where engine and rank share it."""
+REPLICA_CPUS = 1
 OTHER_CPUS = 2
 """For the reward replicas and Ray Serve's controller."""
 KINDS = ("learner", "rollout", "reward")
@@ -60,6 +61,15 @@ def rank_bundle(config: Config, site: Site) -> dict[str, float]:
     """What one learner rank takes."""
     gpus = HALF if config.rollout.colocate else 1.0
     return {"CPU": float(RANK_CPUS), **({"GPU": gpus} if site.gpu else {}), **site.mark("learner")}
+
+
+def reward_bundle(site: Site) -> dict[str, float]:
+    """What one reward replica takes: a CPU on nodes that are meant for it, so that many of them are demand for more.
+
+    Elsewhere none: replicas work while the engines wait, and a small machine's CPUs are all reserved.
+    """
+    mark = site.mark("reward")
+    return {"CPU": float(REPLICA_CPUS) if mark else 0.0, **mark}
 
 
 def rollout_options(config: Config, site: Site, group: PlacementGroup | None = None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
@@ -17,9 +18,9 @@ from actors.queue import start_queue
 from actors.reward_service import start_reward_service, stop_reward_service
 from cluster.fleet import Engine, Fleet
 from cluster.heldout import Sampling
-from cluster.placement import Site, beside_driver, learner_group, learner_options
+from cluster.placement import Site, beside_driver, learner_group, learner_options, reward_bundle
 from cluster.ray_session import own_ray
-from cluster.room import wait_for_room
+from cluster.room import Waiting, wait_for_room
 from learner.group import LearnerGroup
 from uniapl.broadcast_result import Sent
 from uniapl.config import Config
@@ -53,6 +54,7 @@ class System:
         self._cut: set[Engine] = set()
         self._note = note
         self._left = left
+        self._waiting = Waiting(config, note)
         self.queue = start_queue(config, options=beside_driver())
         self._room = learner_group(config, site)
         self.learner = LearnerGroup(config, learner_options(config, site, self._room))
@@ -88,20 +90,25 @@ class System:
             while not self.fleet.enough:  # within the fleet's own limit
                 self.fleet.wait([], POLL_S)
                 self.fleet.poll()
+                self._waiting.look()
+            while reward and not futures.wait([reward], timeout=POLL_S).done:  # within its own limit
+                self._waiting.look()
             handle = reward.result() if reward else None
         self._connect()
         self.fleet.admit(handle)  # the first weights come with the check of the round trip
 
     def _start_reward(self) -> Any:
         self._serving = True
-        return start_reward_service(self.config, self._site.mark("reward"))
+        return start_reward_service(self.config, reward_bundle(self._site))
 
     def _wait(self, calls: list[Any]) -> None:
         """All of `calls` done, or the first error of any."""
         pending, limit = calls, self.config.cluster.start_timeout_s
+        began = time.monotonic()
         while pending:
-            done, pending = ray.wait(pending, timeout=limit)
-            if not done:
+            done, pending = ray.wait(pending, timeout=POLL_S)
+            self._waiting.look()
+            if not done and time.monotonic() - began > limit:
                 late = f"{len(pending)} of {len(calls)} learner ranks"
                 raise TimeoutError(f"{late} were not up within {limit:g} s (cluster.start_timeout_s)")
             ray.get(done)

@@ -98,7 +98,7 @@ def test_keys_that_the_pages_name_are_in_the_tree():
         (path.name, key)
         for path in PAGES
         for key in re.findall(
-            rf"(?<![\w./-])((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)(?=[`:=,;)\s])", path.read_text("utf-8")
+            rf"(?<![\w./-])(?<!-m )((?:{sections})\.[a-z_]+(?:\.[a-z_]+)*)(?=[`:=,;)\s])", path.read_text("utf-8")
         )
         if not re.search(r"\.(py|md|yaml|json|jsonl|html|arrow|safetensors)$", key)
     }

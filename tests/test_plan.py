@@ -333,6 +333,32 @@ def test_a_model_that_no_rank_can_load_whole_is_named(tmp_path: Path) -> None:
     assert "while it loads" in said
 
 
+def test_the_ranks_of_a_node_load_into_its_memory(tmp_path: Path) -> None:
+    """Eight times four bytes for each of 32.8 billion parameters: 976 GiB."""
+    shape = read_shape("model.path", str(write_config("qwen3-32b", tmp_path)))
+    config = settings(learner={"ranks": 32, "activation_checkpointing": True}, rollout={"tensor_parallel": 4})
+    assert fits(config, shape, Machines(node_gib=977)) == []
+    [said] = fits(config, shape, Machines(node_gib=976))
+    assert said.startswith("what does not fit: 8 ranks that load a model of 122.0 GiB each into a node of 976 GiB")
+    assert fits(config, shape, Machines(node_gpus=4, node_gib=489)) == []
+
+
+def test_many_ranks_on_a_cpu_hold_the_whole_model_while_they_load() -> None:
+    """0.5 GiB of a process and 4 bytes for each of 10⁹ parameters, where a rank of 64 takes less later."""
+    config = settings(learner={"ranks": 64, "activation_checkpointing": True, "micro_batch_rows": 1})
+    [said] = misfits(config, LearnerModels(BILLION), None, Machines(gpus=0, cpu_gib=64))
+    assert said.what.startswith("64 learner ranks of 4.2 GiB ")
+
+
+def test_on_a_cpu_the_longest_sequence_has_to_fit_into_the_cache() -> None:
+    config = settings(rollout={"max_model_len": 200_000, "kv_cache_gib": 2.0})
+    engine = engine_memory(config, BILLION, None)
+    [said] = misfits(config, LearnerModels(BILLION), engine, Machines(gpus=0, cpu_gib=64))
+    assert said.what.startswith("a sequence of 200,000 tokens (rollout.max_model_len) into a KV cache of ")
+    larger = settings(rollout={"max_model_len": 200_000, "kv_cache_gib": float(said.change.split()[-1])})
+    assert engine_memory(larger, BILLION, None).kv_tokens >= 200_000
+
+
 def test_processes_on_cpus_share_the_machine() -> None:
     config = settings()
     engine = engine_memory(config, BILLION, None)

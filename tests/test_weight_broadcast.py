@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -67,6 +68,21 @@ def disagreement(learner: Any, samples: Any) -> float:
 def test_engine_and_learner_agree_before_training(ray_session: Any, system: Any) -> None:
     learner, engines = system
     assert disagreement(learner, greedy(ray_session, engines[0])) <= 1e-4
+
+
+def test_log_lines_of_engines_and_ranks_say_where_they_come_from(ray_session: Any, system: Any) -> None:
+    def warn(actor: Any) -> None:
+        logging.getLogger("own").warning("here")
+
+    learner, engines = system
+    ray_session.get([actor.__ray_call__.remote(warn) for actor in (engines[1], learner.ranks[1])])
+    logs, deadline = Path(ray_session._private.worker._global_node.get_logs_dir_path()), time.monotonic() + 20
+    expected = {f"WARNING run=local step=- actor={name} own: here" for name in ("rollout-1", "learner-1")}
+    while missing := expected - {
+        line.split(" ", 2)[-1] for path in logs.glob("worker-*.err") for line in path.read_text().splitlines()
+    }:
+        assert time.monotonic() < deadline, missing
+        time.sleep(0.2)
 
 
 def test_running_responses_go_on_with_the_new_weights(ray_session: Any, system: Any, tmp_path: Path) -> None:

@@ -8,7 +8,14 @@ from dataclasses import dataclass
 
 from uniapl.config import Config
 from uniapl.plan.engine import CUDA_ENGINE_BYTES, EngineMemory, engine_memory
-from uniapl.plan.learner import LearnerModels, learner_parts, loading_bytes, resting_bytes
+from uniapl.plan.learner import (
+    CPU_PROCESS_BYTES,
+    LearnerModels,
+    host_bytes,
+    learner_parts,
+    loading_bytes,
+    resting_bytes,
+)
 
 GIB = 1 << 30
 MOST_RANKS = 1024
@@ -25,6 +32,8 @@ class Machines:
     gpu_gib: float = 80.0
     cpu_gib: float = 16.0
     """Of the whole machine, where there is no GPU."""
+    node_gib: float | None = None
+    """Memory of a node with GPUs, beside theirs; None: not compared."""
 
     @property
     def gpu(self) -> bool:
@@ -58,7 +67,7 @@ def misfits(config: Config, models: LearnerModels, engine: EngineMemory | None, 
     """One entry for each thing that does not fit; empty when everything does."""
     if not machines.gpu:
         return list(_on_cpu(config, models, engine, machines))
-    found = [*_gpus(config, machines), *_learner(config, models, machines)]
+    found = [*_gpus(config, machines), *_learner(config, models, machines), *_node(config, models, machines)]
     if config.rollout.colocate and engine:
         found += _in_turns(config, models, machines)
     return found + (list(_engine(config, models, engine, machines)) if engine else [])
@@ -66,17 +75,20 @@ def misfits(config: Config, models: LearnerModels, engine: EngineMemory | None, 
 
 def _on_cpu(config: Config, models: LearnerModels, engine: EngineMemory | None, machines: Machines) -> Iterator[Misfit]:
     """All processes share one machine's memory."""
-    learner = config.learner.ranks * learner_bytes(config, models, gpu=False)
+    rank = max(learner_bytes(config, models, gpu=False), CPU_PROCESS_BYTES + host_bytes(models))
+    learner = config.learner.ranks * rank
     engines = config.rollout.actors * sum(part.bytes for part in engine.parts) if engine else 0.0
     if learner + engines > machines.cpu_gib * GIB:
         yield Misfit(
-            f"{config.learner.ranks} learner ranks of {learner / config.learner.ranks / GIB:.1f} GiB and "
+            f"{config.learner.ranks} learner ranks of {rank / GIB:.1f} GiB and "
             f"engines of {engines / GIB:.1f} GiB into {machines.cpu_gib:.1f} GiB",
             "learner.micro_batch_rows, learner.row_tokens or rollout.kv_cache_gib to less, or use a larger machine",
         )
-    if engine and engine.sequences < 1:
+    r = config.rollout
+    if engine and engine.kv_tokens < r.max_model_len:  # vLLM does not start then
         yield Misfit(
-            "one sequence into the KV cache", f"rollout.kv_cache_gib to more than {config.rollout.kv_cache_gib:g}"
+            f"a sequence of {r.max_model_len:,} tokens (rollout.max_model_len) into a KV cache of {engine.kv_tokens:,}",
+            f"rollout.kv_cache_gib to {math.ceil(r.max_model_len * engine.kv_token_bytes / GIB)}",
         )
 
 
@@ -130,6 +142,17 @@ def _in_turns(config: Config, models: LearnerModels, machines: Machines) -> Iter
             f"an engine with {share:.0%} of a GPU of {machines.gpu_gib:g} GiB beside a resting learner of "
             f"{resting / GIB:.1f} GiB",
             f"rollout.gpu_memory_utilization to {max(0, math.floor(100 * (limit - resting) / gpu)) / 100:g}",
+        )
+
+
+def _node(config: Config, models: LearnerModels, machines: Machines) -> Iterator[Misfit]:
+    """All ranks of a node load at the same time."""
+    ranks, each = min(config.learner.ranks, machines.node_gpus), host_bytes(models) / GIB
+    if machines.node_gib is not None and ranks * each > machines.node_gib:
+        yield Misfit(
+            f"{ranks} ranks that load a model of {each:.1f} GiB each into a node of {machines.node_gib:g} GiB: "
+            "it is whole in the memory of every one of them at first, in float32",
+            "model.path to a smaller model, or use nodes with more memory",
         )
 
 

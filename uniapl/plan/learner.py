@@ -140,6 +140,11 @@ def loading_bytes(config: Config, models: LearnerModels, gpu: bool) -> float:
     return found
 
 
+def host_bytes(models: LearnerModels) -> float:
+    """What each rank takes of its machine's memory while it loads: a model is whole there, in float32."""
+    return 4.0 * max(model.parameters for model in models.all)
+
+
 def _trained(shape: ModelShape, config: Config, gpu: bool) -> list[Part]:
     """Of one trained model: what stays from step to step, and its gathered weights."""
     c = config.learner

@@ -10,7 +10,7 @@ from uniapl.config import Config
 from uniapl.discriminators.cotrained import backbone_path
 from uniapl.plan.engine import EngineMemory, engine_memory
 from uniapl.plan.fit import GIB, Machines, Misfit, gpus_needed, misfits
-from uniapl.plan.learner import LearnerModels, Part, learner_parts, loading_bytes
+from uniapl.plan.learner import LearnerModels, Part, host_bytes, learner_parts, loading_bytes
 from uniapl.plan.pace import CPU_BANDWIDTH, GPU_BANDWIDTH, Pace, Rates, StepTokens, broadcast_bytes, pace, step_tokens
 from uniapl.plan.shape import ModelShape, read_shape
 
@@ -82,7 +82,7 @@ def make_plan(config: Config, machines: Machines, rates: Rates) -> Plan:
         shape=shape,
         learner=learner_parts(config, models, gpu),
         loading_bytes=loading_bytes(config, models, gpu),
-        host_bytes=4.0 * max(model.parameters for model in models.all),
+        host_bytes=host_bytes(models),
         engine=engine,
         broadcast_bytes=sent,
         bandwidth=bandwidth,
