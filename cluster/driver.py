@@ -169,6 +169,7 @@ def _one_life(run: Run, resume: bool) -> None:
             live.note(compared)
         _evaluate(run, system, config.run.steps, "after")
         live.phase("writing the model")
+        run_folder.save_data_record(folder)
         system.learner.export(folder / "model", model_card(folder, config.run.steps, config.learner.dtype))
         if store:
             store.send_model(system.learner.nodes[0])
