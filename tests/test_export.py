@@ -140,7 +140,10 @@ def test_a_checkpoint_that_is_damaged_or_of_another_model_is_one_line(
     run.mkdir(parents=True)
     toy_config(tmp_path, tied).rename(run / "config.yaml")
     assert main(["export", str(run)]) == 2
-    assert capsys.readouterr().err.strip() == f"{run}: no whole checkpoint; there are steps: none, it wrote none"
+    assert capsys.readouterr().err.strip() == (
+        f"{run}: no whole checkpoint; steps that are there: none, it wrote none; "
+        "allowed: a run that has one; model/ is what a run wrote at its end"
+    )
     other = write_checkpoint(run, 2, tiny, 1.0)
     assert main(["export", str(run)]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
