@@ -254,6 +254,14 @@ def test_no_row_loses_a_column_that_says_something(tmp_path: Path, case: str) ->
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
+def test_what_became_of_the_rows_for_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [DEMONSTRATION, PROMPT, {"prompt": ""}])
+    assert main(["data", "import", str(path), "--out", str(tmp_path / "out"), "--on-bad-row", "skip", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["imported"], found["without_response"], found["skipped"]["empty prompt"]["rows"]) == (2, 1, 1)
+    assert [file["name"] for file in found["files"]] == ["train-00000.arrow"]
+
+
 def test_columns_that_change_nothing_may_come_late(tmp_path: Path) -> None:
     late = {"response": None, "system": "be kind", "level": 3}
     path = write_lines(tmp_path / "a.jsonl", [PROMPT] * 100 + [PROMPT | late])

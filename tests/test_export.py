@@ -97,8 +97,8 @@ def test_the_folder_holds_the_weights_tokenizer_template_and_generation_config(r
 
 def test_an_earlier_step_and_another_dtype(run: Path, tied: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "deep" / "model"
-    assert main(["export", str(run), "--step", "4", "--out", str(out), "--dtype", "bfloat16"]) == 0
-    assert capsys.readouterr().out == f"model: {out}\n"
+    assert main(["export", str(run), "--step", "4", "--out", str(out), "--dtype", "bfloat16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": str(out)}
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert model.dtype == torch.bfloat16
     source = AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32)

@@ -113,9 +113,9 @@ def stop_it(cluster: RayCluster, project: Path, told: Story) -> None:
     told.refused = subprocess.run(
         submit(cluster, "--no-wait"), cwd=project, env=others, capture_output=True, text=True, timeout=120
     )
-    sent = cluster.run(*submit(cluster, "--no-wait"), cwd=project)
+    sent = cluster.run(*submit(cluster, "--no-wait", "--json"), cwd=project)
     assert sent.returncode == 0, sent.stdout
-    job = re.search(r"job (\S+): ", sent.stdout)[1]  # type: ignore[index]
+    job = next(json.loads(line)["job"] for line in sent.stdout.splitlines() if line.startswith("{"))
     until(told.run, 3, lambda: logs(cluster, job))
     told.nodes = {node: {word for word in PARTS if cluster.of(node, word)} for node in cluster.nodes}
     told.metadata = cluster.ray("job", "list", f"--address={cluster.dashboard}").stdout
