@@ -35,7 +35,8 @@ bench: $(STAMP) $(MODEL)/config.json
 	$(BIN)/python benchmarks/objective.py $(ARGS)
 	$(BIN)/python benchmarks/learner_step.py --steps 2 --dtypes bfloat16
 
-docs: $(STAMP) # the site, in build/docs; broken links are errors (not with --quiet, under which --strict counts nothing)
+# Broken links between pages are errors (not with --quiet, under which --strict counts nothing); links to other sites are not followed.
+docs: $(STAMP) # the site, in build/docs
 	$(BIN)/python -m uniapl.config_reference docs/reference/config.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site: build/docs/index.html"
