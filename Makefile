@@ -38,7 +38,8 @@ bench: $(STAMP) $(MODEL)/config.json
 	$(BIN)/python benchmarks/broadcast.py --rounds 30
 	$(BIN)/python benchmarks/overlap.py --steps 8
 
-docs: $(STAMP) # the site, in build/docs; broken links are errors (not with --quiet, under which --strict counts nothing)
+# Broken links between pages are errors (not with --quiet, under which --strict counts nothing); links to other sites are not followed.
+docs: $(STAMP) # the site, in build/docs
 	$(BIN)/python -m uniapl.config_reference docs/reference/config.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site: build/docs/index.html"

@@ -111,6 +111,7 @@ def _one_life(run: Run, resume: bool) -> None:
             live.note(compared)
         evaluate_and_save(system, run.heldout, config.run.steps, folder / "eval" / "after.json", live)
         live.phase("writing the model")
+        run_folder.save_data_record(folder)
         system.learner.export(folder / "model", model_card(folder, config.run.steps, config.learner.dtype))
         if store:
             store.send_model(system.learner.nodes[0])

@@ -124,12 +124,12 @@ class BesideTraining:
         self._sampling = Sampling(self._system.fleet, config, self._prompts, e.samples, e.temperature, at_once)
 
     def hold(self) -> dict[str, float]:
-        """Before new weights go to the engines; returns metrics of what was waited for."""
-        if self._sampling is None or not self._synchronous:
+        """Before new weights go to the engines; returns the seconds waited for, where evaluations can hold them up."""
+        if not self._every or not self._synchronous:
             return {}
         began = time.monotonic()
         self._wait()
-        return {"eval/wait_s": time.monotonic() - began}
+        return {"time/evaluate": time.monotonic() - began}
 
     def finish(self) -> None:
         """After the last step: wait for what still goes on, and write it."""

@@ -244,8 +244,10 @@ class Fleet:
         possible = sum(place in self._engines or self._may_start(place) for place in range(self._most))
         why = f"; the last that was lost was {self._reason}" if self._reason else ""
         if possible < least:
-            why += "; `train --debug` shows their logs"
-            raise RunError(f"only {possible} rollout actors can be kept (rollout.min_actors: {least}){why}")
+            raise RunError(
+                f"only {possible} rollout actors can be kept (rollout.min_actors: {least}){why}; "
+                "`train --debug` shows their logs"
+            )
         if self.enough:
             self._short_since = None
             return
@@ -253,7 +255,8 @@ class Fleet:
         if time.monotonic() - self._short_since > limit:
             raise RunError(
                 f"only {len(self.up)} rollout actors (rollout.min_actors: {least}) "
-                f"for {limit:g} s (cluster.start_timeout_s){why}"
+                f"for {limit:g} s (cluster.start_timeout_s){why}; "
+                "allowed: machines that take so many, fewer, or more time; --resume goes on from the newest checkpoint"
             )
 
 

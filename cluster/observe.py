@@ -60,6 +60,7 @@ GAUGES = {
     "time/score": "seconds of a step in which scores were waited for",
     "time/wait": "seconds of a step in which the queue was waited for",
     "time/train": "seconds of a step in which the learner computed",
+    "time/evaluate": "seconds of a step in which new weights waited for an evaluation",
     "time/broadcast": "seconds of a step in which weights were sent",
     "time/other": "seconds of a step of anything else",
 }

@@ -20,6 +20,9 @@ from uniapl.objective.controllers import Controllers
 from uniapl.records import MixedBatch, put_expert_scores
 from uniapl.runlog import RunError
 
+PARTS = ("generate", "score", "wait", "train", "evaluate", "broadcast")
+"""Of a step's time, one after the other; `evaluate` is where new weights wait for an evaluation beside training."""
+
 
 def one_step(
     system: System, controllers: Controllers, folder: Path, step: int, beside: BesideTraining
@@ -73,7 +76,7 @@ def one_step(
     generating = metrics["time/step" if system.config.queue.max_staleness else "time/generate"]
     if generating > 0 and "tokens/generated" in metrics:
         metrics["tokens/generated_per_s"] = metrics["tokens/generated"] / generating
-    spent = sum(metrics[f"time/{part}"] for part in ("generate", "score", "wait", "train", "broadcast"))
+    spent = sum(metrics.get(f"time/{part}", 0.0) for part in PARTS)
     metrics["time/other"] = metrics["time/step"] - spent
     return metrics
 

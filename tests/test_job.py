@@ -201,7 +201,7 @@ def lose_the_head(cluster: RayCluster, project: Path, told: Story) -> None:
     """The same job once more, followed by its user; then the head's machine goes."""
     with (cluster.folder / "followed.txt").open("w+") as output:
         follower = subprocess.Popen(
-            submit(cluster, "--resume", "run.checkpoint_every=2"),
+            submit(cluster, "--resume", "--json", "run.checkpoint_every=2"),
             cwd=project,
             env=cluster.environment,
             stdout=output,
@@ -214,6 +214,7 @@ def lose_the_head(cluster: RayCluster, project: Path, told: Story) -> None:
                 assert follower.poll() is None
                 time.sleep(0.2)
             told.watched = first_lines(cluster, 3)
+            told.metadata += cluster.ray("job", "list", f"--address={cluster.dashboard}").stdout
             cluster.kill("head")
             status = follower.wait(timeout=LIMIT_S)
         finally:
@@ -281,6 +282,8 @@ def test_who_follows_a_job_learns_that_the_cluster_is_gone(story: Story) -> None
     assert "step " in output
     assert "Traceback" not in output
     assert "the cluster is gone" in output.splitlines()[-1]
+    [sent] = [json.loads(line) for line in output.splitlines() if line.startswith('{"job"')]
+    assert sent["job"] in story.metadata and 0 < sent["bytes"] < 2 << 20
 
 
 def test_the_job_can_be_watched_from_another_terminal(story: Story) -> None:
