@@ -27,8 +27,6 @@ from uniapl.rewards.cache import open_cache, require_redis
 from uniapl.rewards.scoring import Scorer
 
 APPLICATION = "uniapl-reward"
-NUM_CPUS = 0
-"""Replicas reserve no core: they work while the engine waits, and a box's cores are all reserved."""
 MAX_DISCRIMINATOR_THREADS = 4
 """A batch of some 40 short texts gains nothing from more in a sentence encoder."""
 CONCURRENT_BATCHES = 4
@@ -92,7 +90,7 @@ def start_reward_service(config: Config, resources: dict[str, float] | None = No
 
     Args:
         config: of the run.
-        resources: custom ones of Ray's that each replica takes, so that it runs on nodes that have them.
+        resources: of Ray's that each replica takes, CPUs among them, so that it runs on nodes that have them.
 
     Raises:
         ConfigError: a reward, the discriminator or Redis that the configuration names is not there.
@@ -152,8 +150,8 @@ def _deployment(config: Config, resources: dict[str, float]) -> Any:
         logging_config=_LOGGING,
         # Idle OpenMP threads sleep: spinning they would take the engine's cores.
         ray_actor_options={
-            "num_cpus": NUM_CPUS,
-            "resources": resources,
+            "num_cpus": resources.get("CPU", 0.0),
+            "resources": {name: amount for name, amount in resources.items() if name != "CPU"},
             "runtime_env": {"env_vars": {"OMP_WAIT_POLICY": "PASSIVE"}},
         },
     )

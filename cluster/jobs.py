@@ -17,7 +17,7 @@ from uniapl.runlog import RunError
 SUFFIXES = {".css", ".html", ".jinja", ".js", ".py", ".toml", ".txt", ".yaml", ".yml"}
 """Of code and configuration; nothing else goes along. JSON does not: keys of cloud accounts come in it."""
 LEFT_HERE = {"benchmarks", "build", "data", "docs", "models", "requirements", "runs", "tests"}
-"""Folders at the top that are neither code of a run nor configuration."""
+"""Folders at the top that are neither code of a run nor configuration, where they are no packages."""
 UNSAFE = ("secret", "credential")
 LARGEST = 20 << 20
 """Bytes in all: code and configuration have far less."""
@@ -35,10 +35,10 @@ def stage(source: Path, target: Path) -> dict[str, int]:
         the copied files, as paths below `target`, with their bytes.
 
     Raises:
-        ConfigError: they are more than code and configuration can be; names the largest.
+        ConfigError: they are more than code and configuration can be; names the largest. Or a package among them has
+            the name of one of this project's.
     """
-    found = {path.relative_to(source): path for path in _files(source)}
-    found = _own_packages({path.parts[0] for path in found}) | found
+    found = _own_packages(source) | {path.relative_to(source): path for path in _files(source)}
     sizes = {str(name): path.stat().st_size for name, path in found.items()}
     if sum(sizes.values()) > LARGEST:
         largest = max(sizes, key=sizes.__getitem__)
@@ -52,16 +52,27 @@ def stage(source: Path, target: Path) -> dict[str, int]:
     return sizes
 
 
-def _own_packages(there: set[str]) -> dict[Path, Path]:
-    root = Path(__file__).resolve().parent.parent
-    folders = [root / name for name in PACKAGES if name not in there]
-    return {path.relative_to(root): path for folder in folders for path in _files(folder, top=False)}
+def _own_packages(source: Path) -> dict[Path, Path]:
+    """None where `source` has them all, as a copy of this project does."""
+    root, there = Path(__file__).resolve().parent.parent, [name for name in PACKAGES if _is_package(source / name)]
+    if len(there) == len(PACKAGES):
+        return {}
+    if there:
+        raise ConfigError(
+            f"{source / there[0]}: got a package that would take the place of this project's; allowed: another name"
+        )
+    return {path.relative_to(root): path for name in PACKAGES for path in _files(root / name, top=False)}
+
+
+def _is_package(folder: Path) -> bool:
+    return (folder / "__init__.py").is_file()
 
 
 def _files(source: Path, top: bool = True) -> Iterator[Path]:
     for folder, inner, names in os.walk(source):
         at_top = top and Path(folder) == source
-        inner[:] = sorted(n for n in inner if _goes_along(n) and not (at_top and n in LEFT_HERE))
+        left = {n for n in inner if at_top and n in LEFT_HERE and not _is_package(source / n)}
+        inner[:] = sorted(n for n in inner if _goes_along(n) and n not in left)
         for name in sorted(names):
             path = Path(folder) / name
             if path.suffix in SUFFIXES and _goes_along(name) and path.is_file():
@@ -122,7 +133,10 @@ def job_output(client: Any, job: str) -> Iterator[str]:
             except StopAsyncIteration:
                 return
             except RuntimeError as error:
-                raise RunError(f"job {job}: the cluster is gone: {first_line(error)}") from None
+                raise RunError(
+                    f"job {job}: the cluster is gone: {first_line(error)}; `ray job logs {job}` tells more when it is "
+                    "back, and on another one `uniapl submit --resume` goes on from the newest checkpoint"
+                ) from None
 
 
 async def _next(pieces: Any) -> str:

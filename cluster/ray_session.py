@@ -14,10 +14,11 @@ from ray._private import ray_constants, worker
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # (no stubs)
 from ray.job_config import JobConfig
 
+from cluster.autoscaler import autoscaler_limit, open_site
 from cluster.debug import keep_logs
 from cluster.job import in_job
 from cluster.placement import Site, logical_cpus
-from cluster.room import autoscaler_limit, check_room, needs, open_site
+from cluster.room import check_room, needs
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 

@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import ray
-import yaml
+from ray._private.state import actors
 from ray.util.placement_group import PlacementGroup
 
-from cluster.placement import KINDS, Site, engine_bundle, rank_bundle
+from actors.reward_service import APPLICATION
+from cluster.autoscaler import Limit, Resources
+from cluster.placement import KINDS, Site, engine_bundle, rank_bundle, reward_bundle
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 from uniapl.runlog import RunError
 
-BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")
-"""Where `ray up` leaves the cluster's configuration on the head."""
 LOOK_S = 1.0
 PATIENCE_S = 5.0
 """Before the user is told that something is waited for."""
-Resources = dict[str, float]
+REPLICA = f"ServeReplica:{APPLICATION}:"
+"""Begins the class name of a reward replica's actor, which is of Serve's job, not the run's."""
 
 
 class Need(NamedTuple):
@@ -36,51 +37,14 @@ class Need(NamedTuple):
 
 def needs(config: Config, site: Site) -> list[Need]:
     """What the run cannot begin without."""
-    found = [Need("learner", "learner.ranks", rank_bundle(site), config.learner.ranks)]
+    found = [Need("learner", "learner.ranks", rank_bundle(config, site), config.learner.ranks)]
     if config.needs_engine:
+        if "reward" in site.kinds:
+            bundle, least = reward_bundle(site), config.reward.min_replicas
+            found.append(Need("reward replicas", "reward.min_replicas", bundle, least))
         key = "rollout.actors" if config.rollout.min_actors is None else "rollout.min_actors"
         found.append(Need("engines", key, engine_bundle(config, site), config.rollout.least))
     return found
-
-
-class Limit(NamedTuple):
-    """What an autoscaler may make of a cluster."""
-
-    head: Resources
-    workers: list[Resources]
-    """One entry for every node that its type allows."""
-    at_most: int
-    """Workers at a time."""
-
-    def most(self, resource: str) -> float:
-        amounts = sorted((node.get(resource, 0.0) for node in self.workers), reverse=True)
-        return self.head.get(resource, 0.0) + sum(amounts[: self.at_most])
-
-
-def autoscaler_limit(bootstrap: Path = BOOTSTRAP) -> Limit | None:
-    """Known where this is the head of a cluster that `ray up` made; else None."""
-    try:
-        tree = yaml.safe_load(bootstrap.expanduser().read_text(encoding="utf-8"))
-        types, at_most = tree["available_node_types"], int(tree["max_workers"])
-        head = types[tree["head_node_type"]]
-    except (OSError, yaml.YAMLError, KeyError, TypeError, ValueError):
-        return None
-    workers: list[Resources] = []
-    for kind in (kind for kind in types.values() if kind is not head):
-        workers += [_amounts(kind)] * int(kind.get("max_workers", at_most))
-    return Limit(_amounts(head), workers, at_most)
-
-
-def _amounts(node_type: dict[str, Any]) -> Resources:
-    return {name: float(amount) for name, amount in (node_type.get("resources") or {}).items()}
-
-
-def open_site(limit: Limit | None) -> Site:
-    """How parts are placed on the cluster that this process is connected to."""
-    offered = set(ray.cluster_resources())
-    for node in [limit.head, *limit.workers] if limit else []:
-        offered |= {name for name, amount in node.items() if amount > 0}
-    return Site("GPU" in offered, frozenset(offered.intersection(KINDS)))
 
 
 def check_room(needed: list[Need], nodes: list[Resources], limit: Limit | None) -> None:
@@ -92,30 +56,61 @@ def check_room(needed: list[Need], nodes: list[Resources], limit: Limit | None) 
         limit: None: no nodes come but those that are there.
 
     Raises:
-        ConfigError: more is needed, one line for each resource.
+        ConfigError: more is needed, one line for each resource or part.
     """
-    if lines := [*_too_many(needed, nodes, limit), *_too_large(needed, nodes, limit)]:
+    lines = [*_too_many(needed, nodes, limit), *_too_large(needed, nodes, limit)]
+    if lines := lines or [*_no_places(needed, nodes, limit)]:
         raise ConfigError("\n".join(lines))
 
 
 def _too_many(needed: list[Need], nodes: list[Resources], limit: Limit | None) -> Iterator[str]:
+    """Resources of which all parts together need more than all nodes have."""
     for resource in sorted({name for need in needed for name in need.bundle} - set(KINDS)):
         parts = [(need, need.bundle.get(resource, 0.0) * need.times) for need in needed]
-        wanted, has = sum(amount for _, amount in parts), sum(node.get(resource, 0.0) for node in nodes)
-        if wanted > max(has, limit.most(resource) if limit else 0.0):
+        wanted = sum(amount for _, amount in parts)
+        has, most = _sums(lambda node: node.get(resource, 0.0), nodes, limit)  # noqa: B023 (called at once)
+        if wanted > max(has, most):
             split = " and ".join(f"{amount:g} for the {need.what} ({need.key})" for need, amount in parts if amount)
-            most = f", the autoscaler's limit is {limit.most(resource):g}" if limit else ""
-            yield f"cluster: needs {wanted:g} {resource}, {split}; the cluster has {has:g}{most}"
+            yield f"cluster: needs {wanted:g} {resource}, {split}; the cluster has {has:g}{_limited(most, limit)}"
 
 
 def _too_large(needed: list[Need], nodes: list[Resources], limit: Limit | None) -> Iterator[str]:
-    """Parts that no single node could hold."""
+    """Parts that no single node of those that are meant for them could hold."""
     possible = [*nodes, *([limit.head, *limit.workers] if limit else [])]
     for need in needed:
-        for resource, amount in need.bundle.items():
-            largest = max((node.get(resource, 0.0) for node in possible), default=0.0)
+        marks = {kind: need.bundle[kind] for kind in KINDS if kind in need.bundle}
+        meant = [node for node in possible if _times(marks, node)]
+        asked = need.bundle if meant else marks
+        of_kind = f" of those for it (`{'`, `'.join(marks)}`)" if meant and marks else ""
+        for resource, amount in asked.items():
+            largest = max((node.get(resource, 0.0) for node in meant or possible), default=0.0)
             if amount > largest:
-                yield f"cluster: needs nodes with {amount:g} {resource} for the {need.what}; none has over {largest:g}"
+                what = f"cluster: needs nodes with {amount:g} {resource} for the {need.what}"
+                yield f"{what}; none{of_kind} has over {largest:g}"
+
+
+def _no_places(needed: list[Need], nodes: list[Resources], limit: Limit | None) -> Iterator[str]:
+    """Parts that are more than the nodes that are meant for them could hold, were nothing else there."""
+    for need in needed:
+        has, most = _sums(lambda node: _times(need.bundle, node), nodes, limit)  # noqa: B023 (called at once)
+        if need.times > max(has, most):
+            each = ", ".join(f"{amount:g} {resource}" for resource, amount in need.bundle.items())
+            room = f"its nodes have room for {has:g}{_limited(most, limit)}"
+            yield f"cluster: needs {need.times} × ({each}) for the {need.what} ({need.key}); {room}"
+
+
+def _times(bundle: Resources, node: Resources) -> float:
+    """How many such bundles a node holds."""
+    return min((node.get(name, 0.0) // amount for name, amount in bundle.items()), default=math.inf)
+
+
+def _sums(amount: Callable[[Resources], float], nodes: list[Resources], limit: Limit | None) -> tuple[float, float]:
+    """What the nodes have that are there, and those that there may be."""
+    return sum(map(amount, nodes)), limit.most(amount) if limit else 0.0
+
+
+def _limited(most: float, limit: Limit | None) -> str:
+    return f", the autoscaler's limit is {most:g}" if limit else ""
 
 
 def wait_for_room(group: PlacementGroup, config: Config, note: Callable[[str], None]) -> None:
@@ -127,7 +122,10 @@ def wait_for_room(group: PlacementGroup, config: Config, note: Callable[[str], N
     limit, began, told = config.cluster.start_timeout_s, time.monotonic(), False
     while not group.wait(math.ceil(LOOK_S)):
         if time.monotonic() - began > limit:
-            raise RunError(f"{_waiting(group)}, not there within {limit:g} s (cluster.start_timeout_s)")
+            raise RunError(
+                f"{_waiting(group)}, not there within {limit:g} s (cluster.start_timeout_s)"
+                "; allowed: machines that have it, fewer ranks, or more time"
+            )
         if not told and time.monotonic() - began > PATIENCE_S:
             note(f"waiting for nodes: {_waiting(group)}; for at most {limit:g} s (cluster.start_timeout_s)")
             told = True
@@ -142,3 +140,41 @@ def _waiting(group: PlacementGroup) -> str:
         for name in bundles[0]
     ]
     return f"the learner (learner.ranks: {len(bundles)}) needs {', '.join(parts)}"
+
+
+class Waiting:
+    """Tells what Ray has found no node for, once it has waited for a while, and again when that changes.
+
+    Args:
+        config: of the run.
+        note: called with a line for the user.
+    """
+
+    def __init__(self, config: Config, note: Callable[[str], None]) -> None:
+        self._config = config
+        self._note = note
+        self._began = time.monotonic()
+        self._told: Counter[str] = Counter()
+
+    def look(self) -> None:
+        if time.monotonic() - self._began < PATIENCE_S or (without := _without_node()) == self._told:
+            return
+        self._told = without
+        if without:
+            limit = self._config.cluster.start_timeout_s
+            missing = " and ".join(f"{name} ({number})" for name, number in sorted(without.items()))
+            self._note(
+                f"waiting for nodes: none yet for {missing}, see `ray status`; the run begins with "
+                f"{self._config.rollout.least} engines, within {limit:g} s (cluster.start_timeout_s)"
+            )
+
+
+def _without_node() -> Counter[str]:
+    """This run's actors that are not on a node yet."""
+    job, names = ray.get_runtime_context().get_job_id(), {"RolloutActor": "rollout actors"}
+    return Counter(
+        names.get(actor["ActorClassName"], "reward replicas")
+        for actor in actors().values()
+        if actor["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION") and not actor["Pid"]
+        if (actor["JobID"] == job and actor["ActorClassName"] in names) or REPLICA in actor["ActorClassName"]
+    )

@@ -28,7 +28,7 @@ from uniapl import storage
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 from uniapl.report import write_report
-from uniapl.runlog import RunError
+from uniapl.runlog import ENDED_FILE, RunError
 from uniapl.scratch import make_scratch
 from uniapl.shared_paths import require_writable
 from uniapl.storage import Entry, StorageError, join
@@ -80,6 +80,7 @@ class RunStore:
             raise ConfigError(f"run.name: {self.url} is there already; allowed: another name, or --resume to go on")
         self._clear()
         if there:
+            storage.delete(join(self.url, ENDED_FILE))
             _fetch_small_files(self.url, self._folder)
             self._sent = self._signatures()
         whole = [step for step, files in self._found().items() if MANIFEST in files]
@@ -196,7 +197,10 @@ class RunStore:
         for part in parts:
             sent |= self._get(part)
         if _saved_by(sent) != len(nodes):
-            raise StorageError(f"{url}: files of {_saved_by(sent)} learner ranks were sent, there are {len(nodes)}")
+            raise StorageError(
+                f"{url}: files of {_saved_by(sent)} learner ranks were sent, there are {len(nodes)}; "
+                "allowed: run.folder where every node can write"
+            )
         self.push()
         storage.write(join(url, MANIFEST), checkpoints.manifest(step, dict(sorted(sent.items()))).encode())
         self._mark(place.name)

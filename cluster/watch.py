@@ -16,16 +16,19 @@ from cluster.jobs import RUN_FOLDER, job_client, job_output, stage, start_job
 from uniapl.config import load_config
 from uniapl.config_errors import ConfigError
 from uniapl.live import LiveTable
-from uniapl.runlog import METRICS_FILE, RunError
+from uniapl.runlog import ENDED_FILE, METRICS_FILE, RunError
 from uniapl.storage import Entry, download, exists, is_remote, join, matches
 
 LOOK_S = 0.5
 LOOK_IN_STORE_S = 5.0
+NO_RUN = "holds no config.yaml"
+STOP_S = 20.0
+"""For the small job to end; its record on the cluster is deleted then."""
 Record = dict[str, Any]
 
 
 def watch(place: str, run: str | None, as_json: bool) -> int:
-    """Show a run until its last step, or Ctrl-C.
+    """Show a run until its last step, its end by an error or a signal, or Ctrl-C.
 
     Args:
         place: a run's folder, here or in an object store, or the address of a cluster's dashboard, such as
@@ -38,7 +41,7 @@ def watch(place: str, run: str | None, as_json: bool) -> int:
 
     Raises:
         ConfigError: no run is there.
-        RunError: no cluster answers, or it has no such job.
+        RunError: no cluster answers, or it has no such job; or the run ended before its last step.
     """
     if place.startswith(("http://", "https://")):
         records = _on_cluster(place, run)
@@ -69,7 +72,8 @@ def _show(place: str, records: Iterator[Record]) -> None:
 def follow(folder: Path, refresh: Callable[[], None] = lambda: None) -> Iterator[Record]:
     """The metrics of every step made so far and, as they come, of all further ones, to the last.
 
-    A run that goes on from a checkpoint makes some steps again; these come again.
+    A run that goes on from a checkpoint makes some steps again; these come again. One that was ended by SIGKILL, or
+    with its machine, is waited for: it may go on.
 
     Args:
         folder: of the run.
@@ -77,13 +81,15 @@ def follow(folder: Path, refresh: Callable[[], None] = lambda: None) -> Iterator
 
     Raises:
         ConfigError: it is no run's folder.
+        RunError: the run ended before its last step.
     """
     config, metrics = folder / "config.yaml", folder / METRICS_FILE
     if not config.is_file():
-        raise ConfigError(f"{folder}: holds no config.yaml; allowed: the folder of a run, such as runs/local")
+        raise ConfigError(f"{folder}: {NO_RUN}; allowed: the folder of a run, such as runs/local")
     last, total = 0, load_config(config).run.steps
     seen: dict[int, Record] = {}
     while last < total:
+        ended = (folder / ENDED_FILE).exists()
         with suppress(FileNotFoundError), metrics.open("rb") as file:
             while (
                 last < total and metrics.stat().st_ino == os.fstat(file.fileno()).st_ino
@@ -92,8 +98,13 @@ def follow(folder: Path, refresh: Callable[[], None] = lambda: None) -> Iterator
                     if seen.get(record["step"]) != record:
                         last, seen[record["step"]] = record["step"], record
                         yield record | {"steps": total}
+                if ended:
+                    break
                 time.sleep(LOOK_S)
                 refresh()
+                ended = (folder / ENDED_FILE).exists()
+        if ended and last < total:
+            raise RunError(f"{folder}: the run ended at step {last} of {total}; what it printed tells why")
         time.sleep(LOOK_S)
         refresh()
 
@@ -111,11 +122,11 @@ def _in_store(url: str) -> Iterator[Record]:
             if now and now != seen:
                 download(now[0].url, folder / METRICS_FILE)
             seen = now
+            if exists(join(url, ENDED_FILE)):
+                (folder / ENDED_FILE).touch()
 
         if not exists(join(url, "config.yaml")):
-            raise ConfigError(
-                f"{url}: holds no config.yaml; allowed: the folder of a run, such as s3://BUCKET/runs/NAME"
-            )
+            raise ConfigError(f"{url}: {NO_RUN}; allowed: the folder of a run, such as s3://BUCKET/runs/NAME")
         download(join(url, "config.yaml"), folder / "config.yaml")
         refresh()
         yield from follow(folder, refresh)
@@ -133,7 +144,21 @@ def _whole(file: BinaryIO) -> list[Record]:
 def _on_cluster(address: str, run: str | None) -> Iterator[Record]:
     """The same from a small job there, since its storage need not be mounted here."""
     client = job_client(address)
-    folder = run or _newest_run(client)
+    if run is not None:
+        yield from _from_job(client, run)
+        return
+    newest = _newest_job(client)
+    while True:
+        try:
+            yield from _from_job(client, newest.metadata[RUN_FOLDER])
+            return
+        except RunError as error:  # a job that was only just sent has made no folder yet
+            if NO_RUN not in str(error) or client.get_job_status(newest.submission_id).is_terminal():
+                raise
+        time.sleep(LOOK_S)
+
+
+def _from_job(client: Any, folder: str) -> Iterator[Record]:
     with tempfile.TemporaryDirectory(prefix="uniapl-watch-") as code:
         stage(Path(code), Path(code))
         job = start_job(client, ["watch", folder, "--json"], code, {}, {})
@@ -149,11 +174,21 @@ def _on_cluster(address: str, run: str | None) -> Iterator[Record]:
         if client.get_job_status(job).value == "FAILED":
             raise RunError(said)
     finally:
+        _remove(client, job)
+
+
+def _remove(client: Any, job: str) -> None:
+    """End the small job and delete its record; a cluster that is gone has none."""
+    deadline = time.monotonic() + STOP_S
+    with suppress(ConnectionError, RuntimeError):
         client.stop_job(job)
+        while not client.get_job_status(job).is_terminal() and time.monotonic() < deadline:
+            time.sleep(LOOK_S)
+        client.delete_job(job)
 
 
-def _newest_run(client: Any) -> str:
+def _newest_job(client: Any) -> Any:
     jobs = [job for job in client.list_jobs() if RUN_FOLDER in (job.metadata or {})]
     if not jobs:
         raise RunError("no job there was sent by `uniapl submit`; name the run's folder on the cluster's storage")
-    return max(jobs, key=lambda job: job.start_time or 0).metadata[RUN_FOLDER]
+    return max(jobs, key=lambda job: job.start_time or 0)

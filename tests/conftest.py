@@ -31,6 +31,15 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of configs/local.yaml: that of `make run`, or one that is made from its package here."""
+    from uniapl.data.local_model import is_whole, prepare_model
+
+    there = ROOT / "models" / "SmolLM2-135M-Instruct"
+    return there if is_whole(there) else prepare_model(tmp_path_factory.mktemp("converted") / "smollm2")
+
+
+@pytest.fixture(scope="session")
 def ray_session() -> Iterator[Any]:
     """One real Ray for every test that needs one."""
     import ray

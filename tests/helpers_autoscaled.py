@@ -30,10 +30,10 @@ from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE
 
 from actors.queue import start_queue
 from cluster import fleet as fleet_module
+from cluster.autoscaler import autoscaler_limit, open_site
 from cluster.fleet import Fleet
 from cluster.placement import engine_bundle
 from cluster.ray_session import LOOPBACK
-from cluster.room import autoscaler_limit, open_site
 from uniapl.config import Config
 
 ROOT = Path(__file__).resolve().parents[1]

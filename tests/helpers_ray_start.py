@@ -35,20 +35,27 @@ class RayCluster:
     dashboard: str
     short: str
     """A folder with a short path: the names of Ray's sockets hold it, and have 107 characters."""
+    on_nodes: dict[str, str] = field(default_factory=dict)
+    """What is different in the nodes' environment."""
+    places: dict[str, Path] = field(default_factory=dict)
+    metrics: dict[str, str] = field(default_factory=dict)
+    """Temporary folder and URL of the metrics, by node."""
     nodes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     def start_node(self, name: str, *options: str) -> None:
         """A node of so many CPUs and resources as `options` say; its output goes to NAME.log."""
         # Nodes of one machine would else unpack a job's working folder over each other.
         place = tempfile.mkdtemp(prefix="ray", dir=self.short)
-        ports = [f"--{port}-port={_free_port()}" for port in ("dashboard-agent-listen", "metrics-export")]
+        exported = _free_port()
+        ports = [f"--dashboard-agent-listen-port={_free_port()}", f"--metrics-export-port={exported}"]
+        self.places[name], self.metrics[name] = Path(place), f"http://127.0.0.1:{exported}/metrics"
         command = [BIN / "ray", "start", "--block", "--disable-usage-stats", f"--object-store-memory={STORE}"]
         own = {"GLOO_SOCKET_IFNAME": "lo", "VLLM_HOST_IP": "127.0.0.1"}
         with (self.folder / f"{name}.log").open("wb") as log:
             self.nodes[name] = subprocess.Popen(
                 [*command, f"--temp-dir={place}", *ports, *options],
                 cwd=self.folder,
-                env=self.environment | own,
+                env=self.environment | own | self.on_nodes,
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
@@ -104,10 +111,14 @@ class RayCluster:
 
 
 @contextmanager
-def ray_start(folder: Path) -> Iterator[RayCluster]:
+def ray_start(folder: Path, on_nodes: dict[str, str]) -> Iterator[RayCluster]:
     """A head without CPUs; nodes join it with `join`. All of it ends with the block.
 
     Every Ray command inside is asked for the token that stands in the cluster's environment.
+
+    Args:
+        folder: for the nodes' output.
+        on_nodes: what is different in the nodes' environment.
     """
     folder.mkdir(parents=True, exist_ok=True)
     port, dashboard = _free_port(), _free_port()
@@ -121,7 +132,7 @@ def ray_start(folder: Path) -> Iterator[RayCluster]:
     for name in ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS"):
         environment.pop(name, None)
     with tempfile.TemporaryDirectory(prefix="r-", ignore_cleanup_errors=True) as short:
-        made = RayCluster(folder, environment, port, f"http://127.0.0.1:{dashboard}", short)
+        made = RayCluster(folder, environment, port, f"http://127.0.0.1:{dashboard}", short, on_nodes)
         head = ("--head", f"--port={port}", f"--dashboard-port={dashboard}", "--dashboard-host=127.0.0.1")
         made.start_node("head", *head, "--node-ip-address=127.0.0.1", "--num-cpus=0")
         try:

@@ -32,17 +32,23 @@ import ray
 import yaml
 from botocore.validate import ParamValidator
 from helpers_kuberay import RAY_JOB
+from helpers_qwen3 import write_config
 from ray.autoscaler._private.aws.config import _configure_security_group
 from ray.autoscaler._private.gcp.config import _configure_subnet
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
+from cluster.autoscaler import autoscaler_limit, limit_of
 from cluster.cli import _arguments
 from cluster.placement import Site
-from cluster.room import autoscaler_limit, check_room, needs
+from cluster.preflight import preflight
+from cluster.room import check_room, needs
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
+from uniapl.plan.fit import Machines
+from uniapl.plan.pace import Rates
+from uniapl.plan.plan import make_plan
 from uniapl.shared_paths import require_absolute
 
 ROOT = Path(__file__).parents[1]
@@ -50,6 +56,7 @@ CLOUDS = ["aws", "gcp"]
 FILES = ["aws.yaml", "gcp.yaml", "kuberay.yaml", "Dockerfile"]
 PARTS = ["learner", "rollout", "reward"]
 KUBERNETES = ["1.31", "1.37"]
+STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S=600"
 
 
 def text(name: str) -> str:
@@ -130,6 +137,22 @@ class TestClouds:
         with pytest.raises(ConfigError, match="needs 17 GPU"):
             check_room(needs(larger, site), [limit.head], limit)
 
+    @pytest.mark.parametrize(("recipe", "fits"), [("qwen3-0.6b", True), ("qwen3-4b", True), ("qwen3-32b", False)])
+    def test_which_recipes_the_nodes_can_hold(self, name: str, recipe: str, fits: bool, tmp_path: Path) -> None:
+        """Learners on A100s of 40 GB; 32B takes four such nodes, and rollout nodes with four GPUs."""
+        limit = autoscaler_limit(ROOT / f"cluster/{name}.yaml")
+        assert limit is not None
+        config = load_config(ROOT / f"configs/{recipe}.yaml", [f"model.path={write_config(recipe, tmp_path)}"])
+        needed = needs(config, Site(gpu=True, kinds=frozenset(PARTS)))
+        misfits = make_plan(config, Machines(gpu_gib=40), Rates()).misfits
+        if fits:
+            check_room(needed, [limit.head], limit)
+            assert misfits == []
+        else:
+            with pytest.raises(ConfigError, match="needs 48 GPU"):
+                check_room(needed, [limit.head], limit)
+            assert misfits
+
     def test_nodes_are_set_up_from_the_lock(self, name: str) -> None:
         config = cloud(name)
         assert any(
@@ -154,6 +177,7 @@ class TestClouds:
             assert given["metrics_export_port"] == 8080
             if kind == "head":
                 assert (given["dashboard_host"], given["num_cpus"]) == ("127.0.0.1", 0)
+                assert f"{STOP_WAIT} " in before
 
 
 def test_ec2_would_take_the_nodes_and_ray_makes_no_open_security_group() -> None:
@@ -270,13 +294,25 @@ def test_the_entrypoint_is_a_command_line_of_ours() -> None:
     config = load_config(arguments.config, arguments.overrides, arguments.method)
     require_absolute(config)
     assert (program, arguments.resume) == ("uniapl", True)
+    cluster = kubernetes(False)[0]["spec"]["rayClusterSpec"]
+    resource = {"metadata": {"name": "uniapl", "namespace": "default"}, "spec": cluster}
+    limit = limit_of(_derive_autoscaling_config_from_ray_cr(resource))
+    check_room(needs(config, Site(gpu=True, kinds=frozenset(PARTS))), [limit.head], limit)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_three_overrides_make_any_configuration_one_for_this_machine(path: Path) -> None:
-    model = "models/SmolLM2-135M-Instruct"
-    config = load_config(path, [f"model.path={model}", "learner.ranks=1", "rollout.actors=1"])
+def test_one_overlay_makes_any_configuration_one_for_this_machine(
+    path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As far as `train` looks before it starts a process, and in 16 GiB; the paths in the overlay are relative."""
+    monkeypatch.chdir(ROOT)
+    overlay = ROOT / "configs/debug/one-machine.yaml"
+    assert yaml.safe_load(overlay.read_text())["model"]["path"] == "models/SmolLM2-135M-Instruct"
+    config = load_config(path, [f"model.path={smollm2}"], str(overlay))
     assert (config.cluster.address, config.learner.ranks, config.rollout.actors) == ("local", 1, 1)
+    assert make_plan(config, Machines(gpus=0, cpu_gib=16), Rates()).misfits == []
+    assert len(preflight(config)) == config.evaluation.prompts
+    assert config.objective == load_config(path).objective
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile(tmp_path: Path) -> None:
@@ -294,7 +330,7 @@ def test_the_image_holds_the_lock_and_all_packages_and_runs_as_nobody_special() 
     assert [line for line in lines if line.startswith("USER")] == ["USER 1000"]
     assert [line for line in lines if line.startswith("FROM")][-1].startswith("FROM nvidia/cuda:13.")
     assert "--no-deps -r requirements/gpu.txt" in text("Dockerfile")
-    assert "--python 3.11" in text("Dockerfile")
+    assert "--python 3.11" in text("Dockerfile") and STOP_WAIT in text("Dockerfile")
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -214,7 +214,9 @@ class TestResume:
         found = {path.stem: Evaluation.load(path) for path in sorted((resumed[1] / "eval").glob("step-*.json"))}
         assert list(found) == ["step-00006", "step-00009"]
         assert [(e.step, e.versions, len(e.samples)) for e in found.values()] == [(6, [6], 4), (9, [9], 4)]
-        told = {m["eval/step"]: m for m in read_metrics(resumed[1]) if "eval/step" in m}
+        metrics = read_metrics(resumed[1])
+        assert ["time/evaluate" in m for m in metrics] == [False] * 4 + [True] * (STEPS - 4), "of the steps made again"
+        told = {m["eval/step"]: m for m in metrics if "eval/step" in m}
         assert {step: m["step"] for step, m in told.items()} == {6.0: 7, 9.0: 10}
         for step, m in told.items():
             rate = found[f"step-{step:05.0f}"].pass_rate
@@ -317,6 +319,7 @@ def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Pat
         tiny,
         run={"name": "two", "steps": 200, "checkpoint_every": 100, "grace_seconds": 60},
         reward={"functions": [{"name": "helpers_toy:many_e_or_too_much"}]},
+        rollout={"colocate": True},
         queue={"on_equal_rewards": "resample", "max_resamples": 1},
         evaluation={"prompts": 0},
     )

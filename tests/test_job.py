@@ -1,24 +1,28 @@
 """A run as a Ray job, on a cluster of `ray start` nodes with token authentication: a head and a node for each part.
 
 The job is stopped, submitted again, loses its head and with it the cluster, and is submitted once more to a new one.
+The nodes are like those of cluster/aws.yaml: no code of this project is installed there. Where Python would look for it
+stand packages that cannot be imported, so that a run has what came with its job, and nothing else.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import signal
 import subprocess
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import psutil
 import pytest
-from helpers_cli import ROOT, mapped_shared_memory, shared_memory
+import yaml
+from helpers_cli import ROOT, litter, shared_memory
 from helpers_ray_start import BIN, RayCluster, end, ray_start
 from helpers_toy import toy_config
 
@@ -27,12 +31,27 @@ from uniapl.runlog import read_metrics
 
 pytestmark = pytest.mark.timeout(1200)
 LIMIT_S = 300.0
+FIRST = "first-life"
+"""Id of the job."""
 LAST = 3
 """Steps of the last life."""
 REWARD = """
+import logging
+import sys
+import time
+
+if "--resume" not in sys.argv:  # the first life's checkpoints take longer than the 3 s that Ray leaves a job by itself
+    from learner.group import LearnerGroup
+
+    save = LearnerGroup.save
+    LearnerGroup.save = lambda self, place: (save(self, place), time.sleep(5))
+
+
 def many_e(prompt, response):
+    logging.getLogger("own").warning("judged")
     return response[:10].count("e") / 10
 """
+PACKAGES = ("uniapl", "actors", "learner", "cluster")
 
 
 @dataclass
@@ -42,8 +61,13 @@ class Story:
     run: Path
     stopped: str = ""
     stopped_at: int = 0
-    nodes: dict[str, set[str]] = field(default_factory=dict)
-    """Where parts ran: by node, the words of `PARTS`."""
+    """Step of the newest checkpoint then, and the last step that was logged."""
+    logged: int = 0
+    nodes: dict[str, dict[str, int]] = field(default_factory=dict)
+    """Where parts ran: by node, how many of each of `PARTS`."""
+    scraped: str = ""
+    judged: str = ""
+    """Of the head's metrics; and of the log of the reward replica."""
     lost: tuple[int, str] = (0, "")
     """Exit status and output of `uniapl submit` when the head died."""
     refused: subprocess.CompletedProcess[str] | None = None
@@ -65,7 +89,7 @@ def project(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Path:
     config = toy_config(
         shared,
         tiny,
-        run={"name": "job", "steps": 500, "checkpoint_every": 2, "grace_seconds": 60},
+        run={"name": "job", "steps": 500, "checkpoint_every": 1000, "grace_seconds": 60},
         rollout={"actors": 2},
         learner={"ranks": 2},
         reward={"functions": [{"name": "own_reward:many_e"}]},
@@ -84,22 +108,33 @@ def story(project: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[S
     run = Path(re.search(r"folder: (\S+)", (project / "job.yaml").read_text())[1]) / "job"  # type: ignore[index]
     told = Story(run)
     with started(tmp_path_factory.mktemp("ray") / "a") as cluster:
+        cluster.join("more", cpus=4, rollout=1000, reward=1000)
         told.token = cluster.environment["RAY_AUTH_TOKEN"]
         stop_it(cluster, project, told)
         lose_the_head(cluster, project, told)
-    with started(tmp_path_factory.mktemp("ray") / "b") as cluster:
+    with started(tmp_path_factory.mktemp("ray") / "b", reward=1000) as cluster:
         finish(cluster, project, told)
-        told.litter = shared_memory() - before - mapped_shared_memory(psutil.pids())  # of a cluster that is still up
-    told.litter |= shared_memory() - before
+        told.litter = litter(before)  # of a cluster that is still up
+    told.litter |= litter(before)
     yield told
 
 
 @contextmanager
-def started(folder: Path) -> Iterator[RayCluster]:
-    """A head, a node for the learner and one for the engines."""
-    with ray_start(folder) as cluster:
+def started(folder: Path, **reward: float) -> Iterator[RayCluster]:
+    """A head, a node for the learner and one for the engines, or the learner."""
+    home = folder / "home"
+    for package in PACKAGES:
+        (home / package).mkdir(parents=True)
+        (home / package / "__init__.py").write_text("raise ImportError('this is not what came with the job')\n")
+    (home / "venv/bin").mkdir(parents=True)
+    aws = yaml.safe_load((ROOT / "cluster/aws.yaml").read_text())
+    [command] = [line for line in aws["setup_commands"] if "bin/uniapl" in line]
+    subprocess.run(["bash", "-c", command], env=dict(os.environ) | {"HOME": str(home)}, check=True)
+    [wait] = re.findall(r"RAY_JOB_STOP_WAIT_TIME_S=(\d+)", " ".join(aws["head_start_ray_commands"]))
+    own = {"PYTHONPATH": str(home), "RAY_JOB_STOP_WAIT_TIME_S": wait}
+    with ray_start(folder, own | {"PATH": f"{home}/venv/bin:{BIN}:{os.environ['PATH']}"}) as cluster:
         cluster.join("ranks", cpus=4, learner=1000)
-        cluster.join("engines", cpus=4, rollout=1000, reward=1000)
+        cluster.join("engines", cpus=4, learner=1000, rollout=1000, **reward)
         yield cluster
 
 
@@ -108,26 +143,50 @@ def submit(cluster: RayCluster, *words: str) -> list[str]:
 
 
 def stop_it(cluster: RayCluster, project: Path, told: Story) -> None:
-    """`uniapl submit --no-wait`, some steps, `ray job stop`."""
+    """Ray's own command, from a folder with this project's code; some steps; `ray job stop`."""
     others = cluster.environment | {"RAY_AUTH_TOKEN": "0" * 64}
     told.refused = subprocess.run(
         submit(cluster, "--no-wait"), cwd=project, env=others, capture_output=True, text=True, timeout=120
     )
-    sent = cluster.run(*submit(cluster, "--no-wait"), cwd=project)
+    checkout = shutil.copytree(project, cluster.folder / "checkout")
+    for package in PACKAGES:
+        shutil.copytree(ROOT / package, checkout / package)
+    command = [
+        "job",
+        "submit",
+        f"--address={cluster.dashboard}",
+        "--no-wait",
+        f"--submission-id={FIRST}",
+        "--working-dir=.",
+    ]
+    sent = cluster.ray(*command, "--", "uniapl", "train", "job.yaml", cwd=checkout)
     assert sent.returncode == 0, sent.stdout
-    job = re.search(r"job (\S+): ", sent.stdout)[1]  # type: ignore[index]
-    until(told.run, 3, lambda: logs(cluster, job))
-    told.nodes = {node: {word for word in PARTS if cluster.of(node, word)} for node in cluster.nodes}
+    until(told.run, 3, lambda: logs(cluster))
+    told.nodes = {node: {part: len(cluster.of(node, part)) for part in PARTS} for node in cluster.nodes}
+    told.scraped = scraped(cluster, "uniapl_step")
+    told.judged = "".join(path.read_text() for path in cluster.places["more"].glob("session_latest/logs/worker-*.err"))
     told.metadata = cluster.ray("job", "list", f"--address={cluster.dashboard}").stdout
-    stopped = cluster.ray("job", "stop", f"--address={cluster.dashboard}", job)
-    told.stopped = stopped.stdout + logs(cluster, job)
+    stopped = cluster.ray("job", "stop", f"--address={cluster.dashboard}", FIRST)
+    told.stopped = stopped.stdout + logs(cluster)
     found = newest_checkpoint(told.run)
     told.stopped_at = found[0] if found else 0
+    told.logged = read_metrics(told.run)[-1]["step"]
     assert told.stopped_at, told.stopped
 
 
-def logs(cluster: RayCluster, job: str) -> str:
-    return cluster.ray("job", "logs", f"--address={cluster.dashboard}", job).stdout
+def scraped(cluster: RayCluster, word: str) -> str:
+    """What Prometheus would get from the head, once our word is in it."""
+    deadline = time.monotonic() + 60
+    while True:
+        with urllib.request.urlopen(cluster.metrics["head"], timeout=10) as answer:
+            text = answer.read().decode()
+        if word in text or time.monotonic() > deadline:
+            return text
+        time.sleep(1)
+
+
+def logs(cluster: RayCluster) -> str:
+    return cluster.ray("job", "logs", f"--address={cluster.dashboard}", FIRST).stdout
 
 
 def until(run: Path, step: int, output: Callable[[], str]) -> None:
@@ -142,7 +201,7 @@ def lose_the_head(cluster: RayCluster, project: Path, told: Story) -> None:
     """The same job once more, followed by its user; then the head's machine goes."""
     with (cluster.folder / "followed.txt").open("w+") as output:
         follower = subprocess.Popen(
-            submit(cluster, "--resume"),
+            submit(cluster, "--resume", "--json", "run.checkpoint_every=2"),
             cwd=project,
             env=cluster.environment,
             stdout=output,
@@ -155,6 +214,7 @@ def lose_the_head(cluster: RayCluster, project: Path, told: Story) -> None:
                 assert follower.poll() is None
                 time.sleep(0.2)
             told.watched = first_lines(cluster, 3)
+            told.metadata += cluster.ray("job", "list", f"--address={cluster.dashboard}").stdout
             cluster.kill("head")
             status = follower.wait(timeout=LIMIT_S)
         finally:
@@ -183,24 +243,37 @@ def first_lines(cluster: RayCluster, number: int) -> list[str]:
 
 
 def finish(cluster: RayCluster, project: Path, told: Story) -> None:
-    """Ray's own command, on a new cluster."""
+    """`uniapl submit` once more, on a new cluster."""
     found = newest_checkpoint(told.run)
     assert found is not None
     told.steps = found[0] + LAST
-    train = ["uniapl", "train", "job.yaml", "--resume", f"run.steps={told.steps}"]
-    told.last = cluster.ray(
-        "job", "submit", f"--address={cluster.dashboard}", "--working-dir=.", "--", *train, cwd=project, timeout=600
-    )
+    told.last = cluster.run(*submit(cluster, "--resume", f"run.steps={told.steps}"), cwd=project, timeout=600)
 
 
 def test_a_stopped_job_ends_with_a_checkpoint_and_says_how_to_go_on(story: Story) -> None:
     assert re.search(r"ended by SIGTERM; --resume goes on from step-\d{5}", story.stopped)
     assert "stopped" in story.stopped and "Traceback" not in story.stopped
+    assert re.search(r"checkpoint \S+ in [5-9]\.\d s|checkpoint \S+ in \d\d\.\d s", story.stopped)
+    assert story.stopped_at == story.logged >= 3
 
 
-def test_every_part_runs_on_the_node_that_is_meant_for_it(story: Story) -> None:
+def test_every_part_runs_on_a_node_that_is_meant_for_it(story: Story) -> None:
+    """Ranks together, engines apart: `ranks` and `engines` could hold the learner, `engines` and `more` the engines."""
     ranks, engines, queue, reward = PARTS
-    assert story.nodes == {"head": {queue}, "ranks": {ranks}, "engines": {engines, reward}}
+    assert {node: parts[queue] for node, parts in story.nodes.items()} == dict.fromkeys(story.nodes, 0) | {"head": 1}
+    assert sorted(story.nodes[node][ranks] for node in ("ranks", "engines")) == [0, 2]
+    assert [story.nodes[node][engines] for node in ("ranks", "engines", "more")] == [0, 1, 1]
+    assert [story.nodes[node][reward] for node in ("ranks", "engines", "more")] == [0, 0, 1]
+    assert sum(sum(parts.values()) for parts in story.nodes.values()) == 6
+
+
+def test_prometheus_gets_the_runs_metrics_from_the_head(story: Story) -> None:
+    line = re.search(r"^ray_uniapl_step\{(.*)\} ([0-9.]+)$", story.scraped, re.MULTILINE)
+    assert line is not None and 'run="job"' in line[1] and float(line[2]) >= 1
+
+
+def test_a_users_own_log_lines_say_where_they_come_from(story: Story) -> None:
+    assert "WARNING run=job step=- actor=reward own: judged" in story.judged
 
 
 def test_who_follows_a_job_learns_that_the_cluster_is_gone(story: Story) -> None:
@@ -209,6 +282,8 @@ def test_who_follows_a_job_learns_that_the_cluster_is_gone(story: Story) -> None
     assert "step " in output
     assert "Traceback" not in output
     assert "the cluster is gone" in output.splitlines()[-1]
+    [sent] = [json.loads(line) for line in output.splitlines() if line.startswith('{"job"')]
+    assert sent["job"] in story.metadata and 0 < sent["bytes"] < 2 << 20
 
 
 def test_the_job_can_be_watched_from_another_terminal(story: Story) -> None:

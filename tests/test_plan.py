@@ -212,6 +212,9 @@ def test_tokens_and_seconds_of_a_synchronous_step_by_hand() -> None:
     assert found is not None
     assert (found.generate_s, found.train_s, found.broadcast_s, found.step_s) == (2.0, 10.0, 0.5, 12.5)
     assert (found.bottleneck, found.staleness_mean, found.staleness_max) == ("training", 0.0, 0)
+    thrice = settings(objective={"demonstration": {"weight": 0.5}}, learner={"steps_per_batch": 3})
+    longer = pace(thrice, tokens, Rates(generate=960, train=768), sent_bytes=2 * 10**9, bandwidth=4.0)
+    assert longer is not None and longer.train_s == 3 * found.train_s
 
 
 @pytest.mark.parametrize(
@@ -330,6 +333,32 @@ def test_a_model_that_no_rank_can_load_whole_is_named(tmp_path: Path) -> None:
     assert "while it loads" in said
 
 
+def test_the_ranks_of_a_node_load_into_its_memory(tmp_path: Path) -> None:
+    """Eight times four bytes for each of 32.8 billion parameters: 976 GiB."""
+    shape = read_shape("model.path", str(write_config("qwen3-32b", tmp_path)))
+    config = settings(learner={"ranks": 32, "activation_checkpointing": True}, rollout={"tensor_parallel": 4})
+    assert fits(config, shape, Machines(node_gib=977)) == []
+    [said] = fits(config, shape, Machines(node_gib=976))
+    assert said.startswith("what does not fit: 8 ranks that load a model of 122.0 GiB each into a node of 976 GiB")
+    assert fits(config, shape, Machines(node_gpus=4, node_gib=489)) == []
+
+
+def test_many_ranks_on_a_cpu_hold_the_whole_model_while_they_load() -> None:
+    """0.5 GiB of a process and 4 bytes for each of 10⁹ parameters, where a rank of 64 takes less later."""
+    config = settings(learner={"ranks": 64, "activation_checkpointing": True, "micro_batch_rows": 1})
+    [said] = misfits(config, LearnerModels(BILLION), None, Machines(gpus=0, cpu_gib=64))
+    assert said.what.startswith("64 learner ranks of 4.2 GiB ")
+
+
+def test_on_a_cpu_the_longest_sequence_has_to_fit_into_the_cache() -> None:
+    config = settings(rollout={"max_model_len": 200_000, "kv_cache_gib": 2.0})
+    engine = engine_memory(config, BILLION, None)
+    [said] = misfits(config, LearnerModels(BILLION), engine, Machines(gpus=0, cpu_gib=64))
+    assert said.what.startswith("a sequence of 200,000 tokens (rollout.max_model_len) into a KV cache of ")
+    larger = settings(rollout={"max_model_len": 200_000, "kv_cache_gib": float(said.change.split()[-1])})
+    assert engine_memory(larger, BILLION, None).kv_tokens >= 200_000
+
+
 def test_processes_on_cpus_share_the_machine() -> None:
     config = settings()
     engine = engine_memory(config, BILLION, None)
@@ -339,11 +368,13 @@ def test_processes_on_cpus_share_the_machine() -> None:
     assert "into 16.0 GiB" in said.what
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("qwen3-0.6b", 8), ("qwen3-4b", 16), ("qwen3-32b", 48)])
+@pytest.mark.parametrize(
+    ("name", "gpus"), [("qwen3-0.6b", 8), ("qwen3-0.6b-1gpu", 1), ("qwen3-4b", 16), ("qwen3-32b", 48)]
+)
 def test_the_recipes_fit_on_the_machines_that_they_name(tmp_path: Path, name: str, gpus: int) -> None:
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     assert f"--gpus {gpus}\n" in path.read_text(encoding="utf-8")
-    config = load_config(path, [f"model.path={write_config(name, tmp_path)}"])
+    config = load_config(path, [f"model.path={write_config(name.removesuffix('-1gpu'), tmp_path)}"])
     plan = make_plan(config, Machines(gpus=gpus), Rates())
     assert (plan.misfits, plan.gpus) == ([], gpus)
     assert plan.engine is not None

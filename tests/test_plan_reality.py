@@ -13,7 +13,6 @@ from helpers_cli import environment
 
 from learner.device import cpu_environment
 from uniapl.config import load_config
-from uniapl.data.local_model import is_whole, prepare_model
 from uniapl.plan.fit import Machines
 from uniapl.plan.pace import Rates
 from uniapl.plan.plan import make_plan
@@ -22,15 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 CONFIG = ROOT / "configs" / "local.yaml"
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2, converted anew where nobody has done it yet."""
-    there = ROOT / "models" / "SmolLM2-135M-Instruct"
-    return there if is_whole(there) else prepare_model(tmp_path_factory.mktemp("converted") / "smollm2")
-
-
-def test_memory_and_broadcast_of_a_real_rank_are_within_15_percent_of_the_plan(model: Path) -> None:
-    overrides = [f"model.path={model}", "objective.diagnostics_every=0"]
+def test_memory_and_broadcast_of_a_real_rank_are_within_15_percent_of_the_plan(smollm2: Path) -> None:
+    overrides = [f"model.path={smollm2}", "objective.diagnostics_every=0"]
     plan = make_plan(load_config(CONFIG, overrides), Machines(gpus=0), Rates())
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = str(probe.getsockname()[1])

@@ -141,7 +141,7 @@ def test_evaluations_go_on_beside_generation_and_say_which_versions_they_are_of(
         assert evaluation.versions[0] >= evaluation.step
         assert evaluation.versions[-1] <= metrics[evaluation.step]["step"]
         assert metrics[evaluation.step]["eval/versions"] == len(evaluation.versions)
-        assert "eval/wait_s" not in metrics[evaluation.step], "nothing waits for it"
+        assert "time/evaluate" not in metrics[evaluation.step], "nothing waits for it"
 
 
 def test_ctrl_c_ends_the_run_with_a_folder_that_can_be_read(seen: dict[str, Any]) -> None:

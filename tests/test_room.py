@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
+import requests
 import yaml
 from ray.util.placement_group import remove_placement_group
 
-from cluster import room
+from cluster import autoscaler, room
+from cluster.autoscaler import Limit, autoscaler_limit
 from cluster.placement import Site, learner_group
-from cluster.room import Limit, autoscaler_limit, check_room, needs, wait_for_room
+from cluster.room import Waiting, check_room, needs, wait_for_room
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 from uniapl.runlog import RunError
@@ -67,6 +70,59 @@ def test_marked_nodes_only_have_to_exist() -> None:
     assert line == "cluster: needs nodes with 1 learner for the learner; none has over 0"
 
 
+def aws(ranks: int, actors: int, tensor_parallel: int) -> list[str]:
+    """What is said of a run on a cluster of cluster/aws.yaml of which only the head is up."""
+    limit = autoscaler_limit(Path(__file__).parents[1] / "cluster/aws.yaml")
+    assert limit is not None
+    site = Site(gpu=True, kinds=frozenset({"learner", "rollout", "reward"}))
+    return lines(config(ranks, actors=actors, tensor_parallel=tensor_parallel), [limit.head], limit, site)
+
+
+@pytest.mark.parametrize(
+    ("asked", "line"),
+    [
+        (
+            (9, 1, 1),
+            "cluster: needs 9 × (1 CPU, 1 GPU, 1 learner) for the learner (learner.ranks); "
+            "its nodes have room for 0, the autoscaler's limit is 8",
+        ),
+        (
+            (12, 4, 1),
+            "cluster: needs 12 × (1 CPU, 1 GPU, 1 learner) for the learner (learner.ranks); "
+            "its nodes have room for 0, the autoscaler's limit is 8",
+        ),
+        (
+            (1, 12, 1),
+            "cluster: needs 12 × (1 CPU, 1 GPU, 1 rollout) for the engines (rollout.actors); "
+            "its nodes have room for 0, the autoscaler's limit is 8",
+        ),
+        (
+            (8, 2, 4),
+            "cluster: needs nodes with 4 GPU for the engines; none of those for it (`rollout`) has over 1",
+        ),
+    ],
+)
+def test_gpus_of_nodes_that_are_meant_for_others_do_not_count(asked: tuple[int, int, int], line: str) -> None:
+    assert aws(*asked) == [line]
+
+
+def test_whole_parts_have_to_fit_on_nodes() -> None:
+    """Twelve GPUs in nodes of six are room for two engines of four, not for three."""
+    wanted = config(actors=2, tensor_parallel=4)
+    check_room(needs(wanted, GPUS), [EIGHT | {"GPU": 6.0}] * 2, None)
+    assert lines(config(ranks=1, actors=3, tensor_parallel=4), [EIGHT | {"GPU": 6.0}] * 2 + [TWO], None) == [
+        "cluster: needs 3 × (1 CPU, 4 GPU) for the engines (rollout.actors); its nodes have room for 2"
+    ]
+
+
+def test_reward_replicas_take_a_cpu_of_the_nodes_that_are_meant_for_them() -> None:
+    wanted = Config.model_validate(config().model_dump() | {"reward": {"min_replicas": 3, "max_replicas": 3}})
+    site = Site(kinds=frozenset({"reward"}))
+    check_room(needs(wanted, site), [HEAD, {"CPU": 3.0, "reward": 1000.0}], None)
+    [line] = lines(wanted, [HEAD, {"CPU": 2.0, "reward": 1000.0}], None, site)
+    assert line.startswith("cluster: needs 3 × (1 CPU, 1 reward) for the reward replicas (reward.min_replicas); ")
+
+
 def test_a_run_without_rollouts_needs_no_engine() -> None:
     tree = {
         "model": {"path": "m"},
@@ -91,7 +147,8 @@ def test_the_limit_is_read_where_ray_up_leaves_it(tmp_path: Path) -> None:
     place.write_text(yaml.safe_dump(tree))
     limit = autoscaler_limit(place)
     assert limit is not None and limit.at_most == 5
-    assert (limit.most("GPU"), limit.most("CPU"), limit.most("TPU")) == (8 + 4 * 2, 16 + 64 + 4 * 16, 0)
+    most = [limit.most(lambda node, name=name: node.get(name, 0)) for name in ("GPU", "CPU", "TPU")]
+    assert most == [8 + 4 * 2, 16 + 64 + 4 * 16, 0]
 
 
 def test_what_is_waited_for_is_told_and_for_how_long(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +165,65 @@ def test_what_is_waited_for_is_told_and_for_how_long(ray_session: Any, monkeypat
     [note] = notes
     assert note.startswith("waiting for nodes: the learner (learner.ranks: 1000) needs 1000 CPU (of ")
     assert note.endswith("are free); for at most 3 s (cluster.start_timeout_s)")
-    assert str(error.value).endswith("are free), not there within 3 s (cluster.start_timeout_s)")
+    assert "are free), not there within 3 s (cluster.start_timeout_s); allowed: machines that" in str(error.value)
+
+
+def test_on_kuberay_the_limit_is_that_of_the_ray_cluster(
+    ray_session: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the API server is a stand-in: no cluster of Kubernetes can run here."""
+    asked = list[str]()
+    job = next(yaml.safe_load_all((Path(__file__).parents[1] / "cluster/kuberay.yaml").read_text()))
+    found = {"metadata": {"name": "uniapl-x", "namespace": "here"}, "spec": job["spec"]["rayClusterSpec"]}
+
+    def get(client: Any, path: str) -> Any:
+        asked.append(f"{client._namespace}/{path}")
+        if not found:
+            raise requests.HTTPError("403 Client Error: Forbidden")
+        return found
+
+    monkeypatch.setattr(autoscaler.KubernetesHttpApiClient, "get", get)
+    monkeypatch.setattr(autoscaler, "POD_NAMESPACE", tmp_path / "namespace")
+    monkeypatch.setenv("RAY_CLUSTER_NAME", "uniapl-x")
+    assert autoscaler_limit(tmp_path / "none") is None  # not in a pod
+    (tmp_path / "namespace").write_text("here")
+    limit = autoscaler_limit(tmp_path / "none")
+    assert limit is not None and asked == ["here/rayclusters/uniapl-x"]
+    assert (limit.most(lambda node: node.get("GPU", 0)), limit.at_most) == (16, 12)
+    assert autoscaler.open_site(limit) == Site(gpu=True, kinds=frozenset({"learner", "rollout", "reward"}))
+    assert autoscaler.open_site(None) == Site()  # of the nodes that are there none has a GPU or a mark
+    found["spec"]["enableInTreeAutoscaling"] = False
+    assert autoscaler_limit(tmp_path / "none") is None
+    found.clear()
+    with pytest.warns(UserWarning, match=r"could not be read: 403 .*; parts are placed by the nodes that are there"):
+        assert autoscaler_limit(tmp_path / "none") is None
+
+
+def test_engines_and_replicas_without_a_node_are_told(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    notes: list[str] = []
+    waiting = Waiting(config(actors=3, min_actors=2), notes.append)
+
+    def started(name: str, **options: Any) -> Any:
+        return ray.remote(type(name, (), {})).options(**options).remote()
+
+    actors = [started("RolloutActor", resources={"rollout": 1}) for _ in range(2)]
+    actors += [started("ServeReplica:uniapl-reward:reward", resources={"reward": 1}), started("RolloutActor")]
+    actors += [started("Other", resources={"rollout": 1})]
+    try:
+        ray.get(actors[3].__ray_ready__.remote(), timeout=60)
+        waiting.look()
+        assert notes == []  # not yet
+        monkeypatch.setattr(room, "PATIENCE_S", 0.0)
+        waiting.look()
+        waiting.look()
+        [note] = notes
+        assert note.startswith(
+            "waiting for nodes: none yet for reward replicas (1) and rollout actors (2), see `ray status`; "
+        )
+        assert note.endswith("the run begins with 2 engines, within 600 s (cluster.start_timeout_s)")
+    finally:
+        for actor in actors:
+            ray.kill(actor)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "max_workers: x", "a: [", "available_node_types: {}\nmax_workers: 2"])

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from uniapl.loggers import Guarded
 
 METRICS_FILE = "metrics.jsonl"
+ENDED_FILE = "ended"
+"""Beside the metrics of a run that ended by an error or a signal, until it goes on."""
 TENSORBOARD_FOLDER = "tensorboard"
 
 
@@ -38,6 +40,7 @@ class RunLog:
         self._last_step: int | None = None
         self.logged = 0
         """Steps, since it was opened."""
+        (self._run_dir / ENDED_FILE).unlink(missing_ok=True)
         self._rewrite(read_metrics(self._run_dir))
 
     def log(self, step: int, metrics: dict[str, float]) -> None:
@@ -74,6 +77,8 @@ class RunLog:
             other.close(failed)
         self._file.close()
         self._close_writer()
+        if failed:
+            (self._run_dir / ENDED_FILE).touch()
 
     def _rewrite(self, records: list[dict[str, Any]]) -> None:
         """Replace the file by `records` in one move, and open it for appending."""

@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--gpus", type=count, metavar="N", help="there are; 0: CPUs alone; default: as many as needed")
     parser.add_argument("--node-gpus", type=whole, default=8, metavar="N", help="GPUs of one node; default: 8")
     parser.add_argument("--gpu-memory", type=positive, default=80, metavar="GIB", help="of one GPU; default: 80")
+    parser.add_argument("--node-memory", type=positive, metavar="GIB", help="of one node with GPUs; else not compared")
     parser.add_argument("--bandwidth", type=positive, metavar="GB/S", help="of a broadcast")
     parser.add_argument("--generate-tokens-per-s", type=positive, metavar="X", help="of all engines together")
     parser.add_argument("--train-tokens-per-s", type=positive, metavar="X", help="of all learner ranks together")

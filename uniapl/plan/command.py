@@ -18,7 +18,7 @@ def run(config: Config, options: Namespace) -> int:
     """Print the plan; returns 0 when everything fits, else 1.
 
     Args:
-        options: `gpus`, `node_gpus`, `gpu_memory` (GiB), `bandwidth` (GB/s), `generate_tokens_per_s`,
+        options: `gpus`, `node_gpus`, `gpu_memory` and `node_memory` (GiB), `bandwidth` (GB/s), `generate_tokens_per_s`,
             `train_tokens_per_s`, `measured` (a run's folder) and `json`. What is given goes before what was measured.
 
     Raises:
@@ -32,7 +32,7 @@ def run(config: Config, options: Namespace) -> int:
     }
     rates = replace(rates, **{name: value for name, value in given.items() if value is not None})
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / GIB
-    machines = Machines(options.gpus, options.node_gpus, options.gpu_memory, memory)
+    machines = Machines(options.gpus, options.node_gpus, options.gpu_memory, memory, options.node_memory)
     plan = make_plan(config, machines, rates)
     if options.json:
         print(json.dumps(plan.to_dict(), indent=1))

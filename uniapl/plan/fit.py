@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from uniapl.config import Config
-from uniapl.plan.engine import EngineMemory, engine_memory
-from uniapl.plan.learner import LearnerModels, learner_parts, loading_bytes
+from uniapl.plan.engine import CUDA_ENGINE_BYTES, EngineMemory, engine_memory
+from uniapl.plan.learner import (
+    CPU_PROCESS_BYTES,
+    LearnerModels,
+    host_bytes,
+    learner_parts,
+    loading_bytes,
+    resting_bytes,
+)
 
 GIB = 1 << 30
 MOST_RANKS = 1024
@@ -24,6 +32,8 @@ class Machines:
     gpu_gib: float = 80.0
     cpu_gib: float = 16.0
     """Of the whole machine, where there is no GPU."""
+    node_gib: float | None = None
+    """Memory of a node with GPUs, beside theirs; None: not compared."""
 
     @property
     def gpu(self) -> bool:
@@ -46,7 +56,9 @@ def learner_bytes(config: Config, models: LearnerModels, gpu: bool) -> float:
 
 
 def gpus_needed(config: Config) -> int:
-    """One for each learner rank, `rollout.tensor_parallel` for each engine."""
+    """One for each learner rank, `rollout.tensor_parallel` for each engine that does not share the learner's."""
+    if config.rollout.colocate:
+        return 1
     engines = config.rollout.actors if config.needs_engine else 0
     return config.learner.ranks + engines * config.rollout.tensor_parallel
 
@@ -55,23 +67,28 @@ def misfits(config: Config, models: LearnerModels, engine: EngineMemory | None, 
     """One entry for each thing that does not fit; empty when everything does."""
     if not machines.gpu:
         return list(_on_cpu(config, models, engine, machines))
-    found = [*_gpus(config, machines), *_learner(config, models, machines)]
+    found = [*_gpus(config, machines), *_learner(config, models, machines), *_node(config, models, machines)]
+    if config.rollout.colocate and engine:
+        found += _in_turns(config, models, machines)
     return found + (list(_engine(config, models, engine, machines)) if engine else [])
 
 
 def _on_cpu(config: Config, models: LearnerModels, engine: EngineMemory | None, machines: Machines) -> Iterator[Misfit]:
     """All processes share one machine's memory."""
-    learner = config.learner.ranks * learner_bytes(config, models, gpu=False)
+    rank = max(learner_bytes(config, models, gpu=False), CPU_PROCESS_BYTES + host_bytes(models))
+    learner = config.learner.ranks * rank
     engines = config.rollout.actors * sum(part.bytes for part in engine.parts) if engine else 0.0
     if learner + engines > machines.cpu_gib * GIB:
         yield Misfit(
-            f"{config.learner.ranks} learner ranks of {learner / config.learner.ranks / GIB:.1f} GiB and "
+            f"{config.learner.ranks} learner ranks of {rank / GIB:.1f} GiB and "
             f"engines of {engines / GIB:.1f} GiB into {machines.cpu_gib:.1f} GiB",
             "learner.micro_batch_rows, learner.row_tokens or rollout.kv_cache_gib to less, or use a larger machine",
         )
-    if engine and engine.sequences < 1:
+    r = config.rollout
+    if engine and engine.kv_tokens < r.max_model_len:  # vLLM does not start then
         yield Misfit(
-            "one sequence into the KV cache", f"rollout.kv_cache_gib to more than {config.rollout.kv_cache_gib:g}"
+            f"a sequence of {r.max_model_len:,} tokens (rollout.max_model_len) into a KV cache of {engine.kv_tokens:,}",
+            f"rollout.kv_cache_gib to {math.ceil(r.max_model_len * engine.kv_token_bytes / GIB)}",
         )
 
 
@@ -110,6 +127,35 @@ def _learner(config: Config, models: LearnerModels, machines: Machines) -> Itera
         )
 
 
+def _in_turns(config: Config, models: LearnerModels, machines: Machines) -> Iterator[Misfit]:
+    """On the GPU that they share: the learner at work beside a sleeping engine, the engine beside a resting learner."""
+    limit, gpu = USABLE * machines.gpu_gib * GIB, machines.gpu_gib * GIB
+    training = learner_bytes(config, models, gpu=True) + CUDA_ENGINE_BYTES
+    if training > limit >= training - CUDA_ENGINE_BYTES:  # without the engine it fits
+        yield Misfit(
+            f"a learner rank and a sleeping engine, {training / GIB:.1f} GiB, on a GPU of {machines.gpu_gib:g} GiB",
+            _learner_change(config, models, limit - CUDA_ENGINE_BYTES),
+        )
+    resting, share = resting_bytes(config, models), config.rollout.gpu_memory_utilization
+    if resting + share * gpu > limit:
+        yield Misfit(
+            f"an engine with {share:.0%} of a GPU of {machines.gpu_gib:g} GiB beside a resting learner of "
+            f"{resting / GIB:.1f} GiB",
+            f"rollout.gpu_memory_utilization to {max(0, math.floor(100 * (limit - resting) / gpu)) / 100:g}",
+        )
+
+
+def _node(config: Config, models: LearnerModels, machines: Machines) -> Iterator[Misfit]:
+    """All ranks of a node load at the same time."""
+    ranks, each = min(config.learner.ranks, machines.node_gpus), host_bytes(models) / GIB
+    if machines.node_gib is not None and ranks * each > machines.node_gib:
+        yield Misfit(
+            f"{ranks} ranks that load a model of {each:.1f} GiB each into a node of {machines.node_gib:g} GiB: "
+            "it is whole in the memory of every one of them at first, in float32",
+            "model.path to a smaller model, or use nodes with more memory",
+        )
+
+
 def _learner_change(config: Config, models: LearnerModels, limit: float) -> str:
     """The mildest of these, one on top of the other: fewer rows, checkpointing, more ranks, shorter rows."""
     c = config.learner
@@ -118,7 +164,7 @@ def _learner_change(config: Config, models: LearnerModels, limit: float) -> str:
         steps.append(("micro_batch_rows", 1))
     if not c.activation_checkpointing:
         steps.append(("activation_checkpointing", True))
-    ranks = c.ranks
+    ranks = MOST_RANKS if config.rollout.colocate else c.ranks
     while (ranks := 2 * ranks) <= MOST_RANKS:
         steps.append(("ranks", ranks))
     d = config.data

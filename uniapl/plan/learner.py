@@ -122,6 +122,12 @@ def learner_parts(config: Config, models: LearnerModels, gpu: bool) -> list[Part
     return parts
 
 
+def resting_bytes(config: Config, models: LearnerModels) -> float:
+    """What a rank keeps of a GPU from step to step: all but what belongs to one pass."""
+    passing = {"activations", "gradients on the way"}
+    return sum(part.bytes for part in learner_parts(config, models, gpu=True) if part.name not in passing)
+
+
 def loading_bytes(config: Config, models: LearnerModels, gpu: bool) -> float:
     """What a rank's device holds while a model is whole there, before it is sharded: the policy comes first."""
     b, ranks = DTYPE_BYTES[config.learner.dtype], config.learner.ranks
@@ -132,6 +138,11 @@ def loading_bytes(config: Config, models: LearnerModels, gpu: bool) -> float:
             frozen = place == 1
             held += b * model.parameters / ranks if frozen else sum(p.bytes for p in _trained(model, config, gpu))
     return found
+
+
+def host_bytes(models: LearnerModels) -> float:
+    """What each rank takes of its machine's memory while it loads: a model is whole there, in float32."""
+    return 4.0 * max(model.parameters for model in models.all)
 
 
 def _trained(shape: ModelShape, config: Config, gpu: bool) -> list[Part]:
