@@ -12,12 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from uniapl.runlog import RunError
+
 SHUTDOWN_S = 10.0
 """Kept of the grace time for ending the run's processes, but never more than half of it."""
 KILL_S = 2.0
 """Kept of that for killing what has not ended by then, but never more than a fifth of it."""
-ALONE_S = 3.0
-"""How long a step under way may go on that has lost all of the run's processes."""
+ALONE_S = 5.0
+"""How long the driver may wait for a run whose processes have all ended."""
 POLL_S = 0.2
 
 
@@ -39,7 +41,7 @@ class Signals:
         self._kept = kept
         self._deadline = float("inf")
         self._holding = False
-        self._ending = False
+        self._ending = self._finishing = False
         self._family = False
         """Whether the run has processes below this one, as where it started a Ray of its own."""
         self._ended = threading.Event()
@@ -90,7 +92,7 @@ class Signals:
             yield
         except Exception as error:
             if self.asked:
-                self.finish(error)
+                self._ending, self._error = True, error
             raise
         finally:
             self._holding = False
@@ -103,7 +105,7 @@ class Signals:
         Args:
             error: what the run ends with.
         """
-        self._ending, self._error = True, error
+        self._ending, self._finishing, self._error = True, True, error
 
     def left(self) -> float:
         """Seconds until what has not ended is killed; without end before SIGTERM."""
@@ -139,11 +141,12 @@ class Signals:
             while self.left() > 0 and alone_s < ALONE_S:
                 if self._ended.wait(POLL_S):
                     return
-                if self._family and not self._ending and not descendants(os.getpid()):
+                if self._family and not self._finishing and not descendants(os.getpid()):
                     alone_s += POLL_S
                     signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
-            told = f"{' '.join(str(self._error).split())[:500]}; " if isinstance(self._error, Exception) else ""
-            self._kill(f"{told}ended by SIGTERM, and what had not ended in time was killed", 2 if told else 0)
+            own = isinstance(self._error, RunError | OSError)  # and not that of a process that ended too
+            told = f"{' '.join(str(self._error).split())[:500]}; " if own else ""
+            self._kill(f"{told}ended by SIGTERM, and what had not ended in time was killed", 2 if own else 0)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1

@@ -141,12 +141,14 @@ def signalled(
     *arguments: str,
     within_s: float = 150,
     told: Callable[[str], None] = lambda line: None,
+    everyone: bool = False,
 ) -> tuple[int, str]:
     """Send a signal when `after` was printed, and see the run end `within_s`; exit status and output.
 
     `told` is called with every line until then.
 
-    Ctrl-C goes to the whole process group, as a terminal sends it, SIGTERM to the driver, as Ray sends it.
+    Ctrl-C goes to the whole process group, as a terminal sends it, SIGTERM to the driver, as Ray sends it, or to
+    `everyone` of the run.
     """
     before = shared_memory()
     process = start(place, *arguments)
@@ -157,6 +159,9 @@ def signalled(
         told(line)
         if after in line:
             (os.killpg if number == signal.SIGINT else os.kill)(process.pid, number)
+            for other in session_members(process.pid) if everyone else ():
+                with suppress(ProcessLookupError):
+                    os.kill(other, number)
             break
     rest, _ = process.communicate(timeout=within_s)
     assert "Traceback" not in rest, seen + rest

@@ -19,6 +19,7 @@ import pytest
 import ray
 from ray.exceptions import ObjectStoreFullError, RayTaskError
 
+from cluster.checkpoints import save_checkpoint
 from cluster.failures import told_in_one_line
 from cluster.step import _follow
 from cluster.system import System
@@ -71,7 +72,7 @@ def raises(error: BaseException) -> Callable[[], Any]:
 
 
 def test_a_dead_rank_is_named_though_another_failed_first(parts: Any, tmp_path: Path) -> None:
-    (tmp_path / "checkpoints" / "step-00004").mkdir(parents=True)
+    save_checkpoint(tmp_path, 4, 1, lambda place: None)
     queue, alive = parts
     dying = ray.remote(num_cpus=0)(Part).remote()
 

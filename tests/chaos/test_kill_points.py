@@ -128,3 +128,15 @@ def test_sigterm_saves_the_step_under_way_within_the_grace_time(tmp_path: Path, 
     found = newest_checkpoint(run)
     assert found is not None and 2 <= found[0] == read_metrics(run)[-1]["step"] < 500
     assert output.rstrip().endswith(f"ended by SIGTERM; --resume goes on from {found[1].name}")
+
+
+def test_sigterm_to_all_processes_ends_the_run_within_the_grace_time_too(tmp_path: Path, tiny: Path) -> None:
+    """There is nobody left who could save the step under way."""
+    place = config(tmp_path, tiny, "all")
+    options = (f"run.grace_seconds={GRACE_S}", "run.steps=500")
+    status, output = signalled(place, "step 3/", signal.SIGTERM, *options, within_s=GRACE_S, everyone=True)
+    assert status == 0
+    found = newest_checkpoint(tmp_path / "all" / "runs" / "all")
+    assert found is not None and found[0] >= 2
+    last = output.rstrip().splitlines()[-1]
+    assert last.startswith("ended by SIGTERM") and last.endswith(f"; --resume goes on from {found[1].name}")

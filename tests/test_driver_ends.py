@@ -1,0 +1,51 @@
+"""How a run ends that cannot begin: with its own line, whatever else goes wrong at the end, or by SIGTERM."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import pytest
+from helpers_toy import toy_config
+
+from cluster import cli, driver
+
+
+def ending(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
+    """`do` in the place of starting Ray, which has no part in what comes after it."""
+
+    def session(*_: Any) -> Any:
+        do()
+        return nullcontext()
+
+    monkeypatch.setattr(driver, "ray_session", session)
+
+
+def fail() -> None:
+    raise driver.ConfigError("the error that counts")
+
+
+def test_a_report_that_cannot_be_written_does_not_hide_why_the_run_ended(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = toy_config(tmp_path, tiny, evaluation={"prompts": 0})
+    (tmp_path / "runs" / "toy" / "eval").mkdir(parents=True)
+    (tmp_path / "runs" / "toy" / "eval" / "before.json").write_text("no evaluation")
+    ending(monkeypatch, fail)
+    with pytest.warns(UserWarning, match=r"^report: .*before\.json"):
+        assert cli.main(["train", str(place), "--resume"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "the error that counts"
+
+
+def test_sigterm_before_anything_is_started_is_a_clean_end_too(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = toy_config(tmp_path, tiny, evaluation={"prompts": 0})
+    ending(monkeypatch, lambda: os.kill(os.getpid(), signal.SIGTERM))
+    assert cli.main(["train", str(place)]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == "ended by SIGTERM; there is no checkpoint to go on from"
+    assert (tmp_path / "runs" / "toy" / "report.html").is_file()
