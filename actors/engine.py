@@ -40,8 +40,10 @@ def engine_args(config: Config, gpu: bool) -> Any:
         from actors.executor import InProcessExecutor
 
         options["distributed_executor_backend"] = InProcessExecutor
+    # nccl does not connect two processes of one GPU.
+    backend = "nccl" if gpu and not config.rollout.colocate else weight_receiver.BACKEND
     return AsyncEngineArgs(
-        weight_transfer_config=WeightTransferConfig(backend="nccl" if gpu else weight_receiver.BACKEND),
+        weight_transfer_config=WeightTransferConfig(backend=backend),
         worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.WorkerExtension.__name__}",
         **options,
     )
@@ -87,7 +89,11 @@ def _options(config: Config, gpu: bool) -> dict[str, Any]:
 
 def _gpu_args(config: Config) -> dict[str, Any]:
     r = config.rollout
-    return {"enforce_eager": r.enforce_eager, "gpu_memory_utilization": r.gpu_memory_utilization}
+    return {
+        "enforce_eager": r.enforce_eager,
+        "gpu_memory_utilization": r.gpu_memory_utilization,
+        "enable_sleep_mode": r.colocate,
+    }
 
 
 def _cpu_args(config: Config) -> dict[str, Any]:

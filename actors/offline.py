@@ -62,7 +62,6 @@ def sample_prompts(
             params = SamplingParams(
                 temperature=temperature,
                 top_p=r.top_p,
-                top_k=r.top_k,
                 max_tokens=r.max_tokens,
                 seed=xxhash.xxh32_intdigest(f"{config.run.seed}/{place}/{number}".encode()) >> 1,
                 logprobs=0,

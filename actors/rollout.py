@@ -12,10 +12,11 @@ from ray.exceptions import RayActorError
 
 from actors.engine import engine_args
 from actors.queue_client import QueueClient
+from actors.responses import finished
 from uniapl.config import Config
 from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS, STRAGGLER, Lease
 from uniapl.loglines import log_lines
-from uniapl.records import Group, Prompt, Sample, Score, VersionSpan
+from uniapl.records import Group, Prompt, Sample, Score
 from uniapl.rewards.types import ScoreRequest
 from uniapl.shared_paths import require_visible
 
@@ -127,6 +128,17 @@ class RolloutActor:
         if self._engine is not None:
             self._engine.shutdown()
 
+    async def sleep(self) -> None:
+        """Where `rollout.colocate` is set: leave the GPU to the learner; the weights wait in the machine's memory.
+
+        What is cached is forgotten. On a CPU, whose memory is nobody's own, vLLM only stops generating.
+        """
+        await self._alive(self._engine.sleep(level=1))
+
+    async def wake_up(self) -> None:
+        """Take the GPU's memory again, before new weights come."""
+        await self._alive(self._engine.wake_up())
+
     async def _produce(self, queue: QueueClient) -> int:
         committed = 0
         while not self._stopping:
@@ -178,7 +190,7 @@ class RolloutActor:
     async def _make_group(self, lease: Lease, submitted: list[Any], began: float) -> Group | str:
         """The scored group, or why there is none, which is what its lease is released with."""
         r, q = self._config.rollout, self._config.queue
-        samples = await self._collect(submitted, q.group_timeout_s)
+        samples = await self._collect(submitted, q.sampling_s)
         if any(sample.finish_reason == "abort" for sample in samples):
             return NEW_WEIGHTS
         if len(samples) < (q.min_group if q.on_straggler == "accept" else r.group_size):
@@ -217,7 +229,7 @@ class RolloutActor:
         Args:
             timeout_s: then those that are not finished are ended in the engine and left out; None: no limit.
         """
-        responses = [asyncio.create_task(_response(stream)) for stream in submitted]
+        responses = [asyncio.create_task(finished(stream)) for stream in submitted]
         try:
             await asyncio.wait(responses, timeout=timeout_s, return_when=asyncio.FIRST_EXCEPTION)
         finally:
@@ -238,7 +250,6 @@ class RolloutActor:
         return SamplingParams(
             temperature=temperature,
             top_p=r.top_p,
-            top_k=r.top_k,
             max_tokens=max_tokens,
             seed=seed,
             logprobs=0,
@@ -376,19 +387,3 @@ class RolloutActor:
         """An error of our own instead of vLLM's: whoever reads that one has to import vLLM, which takes 15 s."""
         if self._engine.errored:
             raise EngineDiedError(f"{self._name}: the engine's process died") from None
-
-
-async def _response(stream: Any) -> Sample:
-    """What a request has given when it is finished."""
-    output = await stream.get()
-    while not output.finished:
-        output = await stream.get()
-    return _sample(output.outputs[0])
-
-
-def _sample(completion: Any) -> Sample:
-    ids = list(completion.token_ids)
-    logprobs = [entry[token].logprob for token, entry in zip(ids, completion.logprobs, strict=True)]
-    spans = completion.weight_versions or []
-    versions = [VersionSpan(s.start, s.end, int(s.version)) for s in spans]
-    return Sample(ids, logprobs, versions, completion.text, completion.finish_reason)

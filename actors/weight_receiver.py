@@ -1,4 +1,4 @@
-"""The engine's side of a weight broadcast on CPU: vLLM's weight-transfer backend `gloo`.
+"""The engine's side of a weight broadcast on CPU, or within one GPU: vLLM's weight-transfer backend `gloo`.
 
 vLLM's workers import this module through `worker_extension_cls`, which registers the backend there.
 """
@@ -89,8 +89,10 @@ class GlooWeightTransferEngine(WeightTransferEngine[GlooInitInfo, GlooUpdateInfo
         finalize_layerwise_reload(self.model, self.model_config)
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The base class synchronises an accelerator here; gloo's wait() has already done so on a CPU.
+        # The base class synchronises an accelerator, and fails where there is none.
         self.receive_weights(self.parse_update_info(update_info))
+        if torch.accelerator.is_available():
+            torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: GlooUpdateInfo) -> None:
         if self.group is None:

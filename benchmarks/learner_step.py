@@ -1,4 +1,4 @@
-"""Seconds and memory of one learner step, by row length and arithmetic, on a batch like that of configs/local.yaml.
+"""Seconds and memory of one learner step, by row length and arithmetic, on the work W (benchmarks/work.py).
 
     python benchmarks/learner_step.py [--model FOLDER] [--steps 3] [--rows 384x1 384x6/alone] [--dtypes bfloat16]
 

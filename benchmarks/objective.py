@@ -6,6 +6,7 @@ learner: packed rows with shared prompts, one forward and backward for all terms
 bare:    forward, backward and AdamW over the same rows in plain PyTorch: what the learner could at best take.
 plain:   a padded batch, full logits, one forward and backward per term.
 
+The work is W of benchmarks/work.py.
 All hold float32 master weights and optimizer state. `--random 0.6b` measures a Qwen3-0.6B with random weights.
 """
 

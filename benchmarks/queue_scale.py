@@ -6,6 +6,10 @@ The rollout actors are simulated: coroutines that sleep where an engine would sa
 A thousand engines need a thousand machines; what is measured here is the queue, and that is the real one,
 called as a rollout actor calls it, with groups of four samples. `--rate` is what all actors together would
 make if the queue answered at once: 0 lets them sleep not at all, for the most that gets through.
+
+Of the driver only its calls of the queue and the unpacking of groups are made here. Its metrics, the file of each
+batch and its look after lost actors do not depend on the number of actors, and would share two cores with what is
+measured; benchmarks/soak.py makes the metrics and the file, too, and tells its seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the benchmarks share: a batch like that of configs/local.yaml, and settings in processes of their own."""
+"""What the benchmarks share: the work W, and settings in processes of their own."""
 
 from __future__ import annotations
 
@@ -24,8 +24,14 @@ LARGEST_TOKEN = 40_000
 READY, RESULT = "READY\n", "RESULT "
 
 
+RESPONSE = 64
+"""Tokens of every sample and of every expert response."""
+
+
 def batch(seed: int, scale: int = 1) -> Any:
-    """`scale` times 8 groups of 4 samples of 16 to 64 tokens and 16 demonstrations; prompts of 60 to 110 tokens.
+    """The work W: 8 prompts x 4 samples x 64 tokens, and 16 demonstrations of 64 tokens; `scale` times as many.
+
+    Lengths are the same for every seed; those of the prompts go from 60 to 110 tokens in even steps.
 
     Returns:
         a `MixedBatch`.
@@ -34,18 +40,21 @@ def batch(seed: int, scale: int = 1) -> Any:
 
     draw = random.Random(seed)
 
-    def ids(low: int, high: int) -> list[int]:
-        return [draw.randrange(100, LARGEST_TOKEN) for _ in range(draw.randint(low, high))]
+    def ids(length: int) -> list[int]:
+        return [draw.randrange(100, LARGEST_TOKEN) for _ in range(length)]
+
+    def prompt(index: int, number: int) -> list[int]:
+        return ids(60 + 50 * index // (number - 1))
 
     groups = []
     for g in range(8 * scale):
         samples = []
         for i in range(4):
-            tokens = ids(16, 64)
+            tokens = ids(RESPONSE)
             score = Score(float(i % 2), expert_score=0.1 * i)
             samples.append(Sample(tokens, [-2.0] * len(tokens), [VersionSpan(0, len(tokens), 0)], "", "stop", score))
-        groups.append(Group(g, Prompt(str(g), [], ids(60, 110)), samples, "a"))
-    shown = [Demonstration(str(i), ids(60, 110), ids(16, 64)) for i in range(16 * scale)]
+        groups.append(Group(g, Prompt(str(g), [], prompt(g, 8 * scale)), samples, "a"))
+    shown = [Demonstration(str(i), prompt(i, 16 * scale), ids(RESPONSE)) for i in range(16 * scale)]
     return MixedBatch(0, groups, shown)
 
 

@@ -152,12 +152,16 @@ def estimated_size(models: list[str]) -> int:
 
 
 def kept(folder: Path) -> str:
-    """What a run that ends without its newest checkpoint goes on from, in words."""
+    """What a run that ends without its newest checkpoint goes on from, in words.
+
+    That is the newest one whose files are all there, in their sizes. Checksums are only compared at the resume, because
+    that may take longer than there is to end.
+    """
     mark = folder / STORE_MARK
     if mark.is_file():
         newest = json.loads(mark.read_text(encoding="utf-8"))["newest"]
     else:
-        newest = next((place.name for place in reversed(_checkpoints(folder))), None)
+        newest = next((place.name for place in reversed(_checkpoints(folder)) if _incomplete(place) is None), None)
     return f"--resume goes on from {newest}" if newest else "there is no checkpoint to go on from"
 
 
@@ -211,18 +215,25 @@ def has_checkpoints(folder: Path) -> bool:
 
 def _damage(place: Path) -> str | None:
     """Why a checkpoint must not be loaded; None when it is what was written."""
+    if (problem := _incomplete(place)) is not None:
+        return problem
     try:
-        text, present = (place / MANIFEST).read_bytes(), _files(place)
-        sizes = {name: path.lstat().st_size for name, path in present.items()}
-        if (problem := manifest_problem(text, place.name, sizes)) is not None:
-            return problem
-        written = json.loads(text)["files"]
-        for name, path in present.items():
+        written = json.loads((place / MANIFEST).read_bytes())["files"]
+        for name, path in _files(place).items():
             if path.is_symlink() or fingerprint(path) != written[name]:
                 return f"{name} is not what was written"
     except OSError as error:
         return _not_whole(error)
     return None
+
+
+def _incomplete(place: Path) -> str | None:
+    """What its manifest, the names and the sizes of its files tell of a checkpoint's damage."""
+    try:
+        sizes = {name: path.lstat().st_size for name, path in _files(place).items()}
+        return manifest_problem((place / MANIFEST).read_bytes(), place.name, sizes)
+    except OSError as error:
+        return _not_whole(error)
 
 
 def manifest_problem(text: bytes, name: str, present: dict[str, int]) -> str | None:

@@ -21,9 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     """
     if not Path("/proc/driver/nvidia").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for a GPU and warns at every import
-    sys.path.insert(0, os.getcwd())  # where a user's `module:function` rewards stand
     arguments = _arguments(argv)
-    from cluster.signals import Terminated
     from uniapl.config_errors import ConfigError
     from uniapl.data.errors import DataError
     from uniapl.runlog import RunError
@@ -34,11 +32,8 @@ def main(argv: list[str] | None = None) -> int:
     except (ConfigError, DataError, RunError) as error:
         print(getattr(error, "cause", error), file=sys.stderr)  # Ray hands on an actor's error with it as the cause
         return 2
-    except Terminated:
-        print("ended by SIGTERM; `--resume` goes on from the newest checkpoint", file=sys.stderr)
-        return 0
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; `--resume` goes on from the newest checkpoint", file=sys.stderr)
+        print("stopped by Ctrl-C", file=sys.stderr)
         return 130
     except Exception:
         traceback.print_exc()

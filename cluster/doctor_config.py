@@ -121,7 +121,7 @@ def ray_cluster(config: Config) -> Finding:
     address = config.cluster.address
     try:
         asked = subprocess.run(  # noqa: S603 (this program)
-            [sys.executable, "-c", ASK_RAY, address], capture_output=True, text=True, timeout=RAY_S
+            [sys.executable, "-P", "-c", ASK_RAY, address], capture_output=True, text=True, timeout=RAY_S
         )
     except subprocess.TimeoutExpired:
         return Finding("Ray cluster", "problem", f"{address}: no answer within {RAY_S:g} s", _RAY_ADVICE)

@@ -174,7 +174,6 @@ def _settings(config: Config, options: Namespace) -> dict[str, Any]:
         "samples": options.samples,
         "temperature": options.temperature,
         "top_p": r.top_p,
-        "top_k": r.top_k,
         "max_tokens": r.max_tokens,
         "dtype": r.dtype,
         "seed": config.run.seed,

@@ -10,6 +10,7 @@ from cluster.heldout import Sampling
 from cluster.system import System
 from uniapl.analysis import EvaluatedSample, Evaluation
 from uniapl.data.encoding import ChatEncoder
+from uniapl.live import LiveTable
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Group, Prompt, Sample
 
@@ -43,6 +44,18 @@ def evaluate(system: System, prompts: list[Prompt], step: int) -> Evaluation:
             found.expert_lengths.append(len(expert.response_ids))
             found.expert_token_logprobs.extend(logprobs)
     return found
+
+
+def evaluate_and_save(system: System, prompts: list[Prompt], step: int, path: Path, live: LiveTable) -> None:
+    """`evaluate` into a file, which is named by when it is: before or after training; nothing without prompts."""
+    if not prompts:
+        return
+    live.phase(f"evaluating on {len(prompts)} held-out prompts")
+    found = evaluate(system, prompts, step)
+    found.save(path)
+    if (rate := found.pass_rate) is not None:
+        interval = f"95 % interval {rate.low:.1%} to {rate.high:.1%}"
+        live.note(f"held-out pass rate {path.stem} training: {rate.value:.1%} ({interval})")
 
 
 def _sequence(prompt: Prompt, response_ids: list[int]) -> TrainingSequence:
@@ -111,12 +124,12 @@ class BesideTraining:
         self._sampling = Sampling(self._system.fleet, config, self._prompts, e.samples, e.temperature, at_once)
 
     def hold(self) -> dict[str, float]:
-        """Before new weights go to the engines; returns metrics of what was waited for."""
-        if self._sampling is None or not self._synchronous:
+        """Before new weights go to the engines; returns the seconds waited for, where evaluations can hold them up."""
+        if not self._every or not self._synchronous:
             return {}
         began = time.monotonic()
         self._wait()
-        return {"eval/wait_s": time.monotonic() - began}
+        return {"time/evaluate": time.monotonic() - began}
 
     def finish(self) -> None:
         """After the last step: wait for what still goes on, and write it."""

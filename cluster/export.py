@@ -60,7 +60,10 @@ def _checkpoint(run: Path, step: str) -> tuple[int, Path]:
     there = ", ".join(map(str, steps)) or "none, it wrote none"
     if step == "newest":
         if (found := newest_checkpoint(run)) is None:
-            raise ConfigError(f"{run}: no whole checkpoint; there are steps: {there}")
+            raise ConfigError(
+                f"{run}: no whole checkpoint; steps that are there: {there}; allowed: a run that has one; "
+                "model/ is what a run wrote at its end"
+            )
         return found
     if not step.isdigit() or int(step) not in steps:
         raise ConfigError(f"--step: got {step}; allowed: newest, or one that is there: {there}")

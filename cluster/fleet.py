@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup
 
 from actors.rollout import RolloutActor
 from cluster.placement import Site, rollout_options, room
@@ -18,6 +19,8 @@ from uniapl.runlog import RunError
 
 ANSWER_S = 30.0
 """For calls that an actor answers at once."""
+LASTED = 10
+"""Broadcasts that an actor stays a member for, until its place may be restarted as often as at first."""
 SETTLE_S = 2.0
 """What an actor takes of a cluster's free resources shows in Ray's figures within this time."""
 
@@ -32,10 +35,15 @@ class Engine:
     watched: Any
     up: bool = False
     member: bool = False
+    broadcasts: int = 0
+    """That it has got as a member."""
 
 
 class Fleet:
     """Rollout actors in numbered places, each started again after a loss at most `rollout.max_restarts` times.
+
+    An actor that lasted for `LASTED` broadcasts was no failed start: its place's restarts are counted from 0 again.
+    Only a place that fails again and again is given up, not one that loses a machine now and then.
 
     An actor is *starting* until its engine is loaded, then *up*, and a *member* from the broadcast that gave it
     the learner's weights: only members generate. `rollout.actors` places are always asked for, further ones up
@@ -46,19 +54,29 @@ class Fleet:
         site: how actors are placed.
         queue: which is told whom it has lost.
         note: called with a line for the user.
+        group: the learner's, for an engine that shares its GPU.
     """
 
-    def __init__(self, config: Config, site: Site, queue: Any, note: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        site: Site,
+        queue: Any,
+        note: Callable[[str], None],
+        group: PlacementGroup | None = None,
+    ) -> None:
         r = config.rollout
         self._least, self._wanted, self._most = (r.least, r.actors, r.most) if config.needs_engine else (0, 0, 0)
         self._config = config
         self._site = site
         self._queue = queue
         self._note = note
+        self._group = group
         self._reward: Any = None
         self._producing = False
         self._engines: dict[int, Engine] = {}
         self._starts: Counter[int] = Counter()
+        self._tries: Counter[int] = Counter()  # starts of a place since its last actor that lasted, with that one
         self._lost = 0
         self._reason = ""
         self._short_since: float | None = None
@@ -121,12 +139,16 @@ class Fleet:
                 engine.watched = None
 
     def admit(self, reward: Any = None) -> None:
-        """Make members of those that are up, now that they hold the learner's weights.
+        """Make members of those that are up, now that a broadcast has given all the learner's weights.
 
         Args:
             reward: handle of the reward service, the first time.
         """
         self._reward = reward or self._reward
+        for engine in self.members:
+            engine.broadcasts += 1
+            if engine.broadcasts == LASTED:
+                self._tries[engine.place] = 1
         newcomers = [engine for engine in self.up if not engine.member]
         # A last request for a lease may have come from the one before of the same name after it was lost.
         ray.get([self._queue.drop_actor.remote(e.name) for e in newcomers], timeout=ANSWER_S)
@@ -147,6 +169,15 @@ class Fleet:
         for engine in self.members:
             engine.watched = engine.handle.run.remote()
 
+    def each(self, method: str) -> None:
+        """Call `method` of all that are up; those that fail, or take longer than a phase of a broadcast, are lost."""
+        calls = {getattr(engine.handle, method).remote(): engine for engine in self.up}
+        for call, engine in calls.items():
+            try:
+                ray.get(call, timeout=self._config.cluster.broadcast_timeout_s)
+            except RayError as error:
+                self.lose(engine, one_line(error))
+
     def lose(self, engine: Engine, reason: str) -> None:
         """End what is left of an actor, have its open leases leased again, and start another in its place.
 
@@ -160,7 +191,7 @@ class Fleet:
         leases = ray.get(self._queue.drop_actor.remote(engine.name), timeout=ANSWER_S)
         self._lost += 1
         self._reason = f"{engine.name}: {reason}"
-        left = self._config.rollout.max_restarts + 1 - self._starts[engine.place]
+        left = self._config.rollout.max_restarts + 1 - self._tries[engine.place]
         then = f"started again (up to {left} times)" if left else "not started again (rollout.max_restarts)"
         self._note(f"lost {self._reason}; its {leases} open leases go to others; it is {then}")
         self._check_minimum()
@@ -197,14 +228,15 @@ class Fleet:
                 self._launch(place)
 
     def _may_start(self, place: int) -> bool:
-        return place not in self._engines and self._starts[place] <= self._config.rollout.max_restarts
+        return place not in self._engines and self._tries[place] <= self._config.rollout.max_restarts
 
     def _launch(self, place: int) -> None:
         name = f"rollout-{place}"
-        actor = ray.remote(RolloutActor).options(**rollout_options(self._config, self._site))
+        actor = ray.remote(RolloutActor).options(**rollout_options(self._config, self._site, self._group))
         handle = actor.remote(name, self._config, self._site.gpu)
         self._engines[place] = Engine(place, name, handle, handle.start.remote())
         self._starts[place] += 1
+        self._tries[place] += 1
         self._launched_at = time.monotonic()
 
     def _check_minimum(self) -> None:
@@ -212,8 +244,10 @@ class Fleet:
         possible = sum(place in self._engines or self._may_start(place) for place in range(self._most))
         why = f"; the last that was lost was {self._reason}" if self._reason else ""
         if possible < least:
-            why += "; `train --debug` shows their logs"
-            raise RunError(f"only {possible} rollout actors can be kept (rollout.min_actors: {least}){why}")
+            raise RunError(
+                f"only {possible} rollout actors can be kept (rollout.min_actors: {least}){why}; "
+                "`train --debug` shows their logs"
+            )
         if self.enough:
             self._short_since = None
             return
@@ -221,7 +255,8 @@ class Fleet:
         if time.monotonic() - self._short_since > limit:
             raise RunError(
                 f"only {len(self.up)} rollout actors (rollout.min_actors: {least}) "
-                f"for {limit:g} s (cluster.start_timeout_s){why}"
+                f"for {limit:g} s (cluster.start_timeout_s){why}; "
+                "allowed: machines that take so many, fewer, or more time; --resume goes on from the newest checkpoint"
             )
 
 

@@ -21,8 +21,16 @@ class OneScreen(argparse.RawDescriptionHelpFormatter):
     def _format_usage(self, usage, actions, groups, prefix):  # type: ignore[no-untyped-def]  # (argparse's)
         positionals = [action for action in actions if not action.option_strings]
         words = [self._format_actions_usage(positionals, [])]
+        words += [
+            f"{action.option_strings[0]} {action.metavar or action.dest.upper()}"
+            for action in actions
+            if self._needed(action)
+        ]
         words += ["[OPTION ...]"] if any(self._shown(action) for action in actions) else []
-        return f"usage: {' '.join([self._prog, *words])}\n\n"
+        return f"usage: {' '.join(filter(None, [self._prog, *words]))}\n\n"
+
+    def _needed(self, action: argparse.Action) -> bool:
+        return bool(action.option_strings) and action.required
 
     def _shown(self, action: argparse.Action) -> bool:
         return bool(action.option_strings) and action.help != argparse.SUPPRESS

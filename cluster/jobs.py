@@ -133,7 +133,10 @@ def job_output(client: Any, job: str) -> Iterator[str]:
             except StopAsyncIteration:
                 return
             except RuntimeError as error:
-                raise RunError(f"job {job}: the cluster is gone: {first_line(error)}") from None
+                raise RunError(
+                    f"job {job}: the cluster is gone: {first_line(error)}; `ray job logs {job}` tells more when it is "
+                    "back, and on another one `uniapl submit --resume` goes on from the newest checkpoint"
+                ) from None
 
 
 async def _next(pieces: Any) -> str:

@@ -40,6 +40,9 @@ GAUGES = {
     "queue/dropped_lethal": "prompts dropped as ends of engines, in the run so far",
     "queue/expired": "leases that expired, in the run so far",
     "queue/regenerated": "groups made again that could not be scored, in the run so far",
+    "queue/skipped_prompts": "bad rows passed over as prompts, in the run so far",
+    "queue/skipped_demonstrations": "bad rows passed over as demonstrations, in the run so far",
+    "queue/cut_experts": "expert responses cut at data.max_response_tokens, in the run so far",
     "fleet/members": "engines that generate",
     "fleet/lost": "rollout actors lost, in the run so far",
     "fleet/restarts": "rollout actors started again, in the run so far",
@@ -57,6 +60,7 @@ GAUGES = {
     "time/score": "seconds of a step in which scores were waited for",
     "time/wait": "seconds of a step in which the queue was waited for",
     "time/train": "seconds of a step in which the learner computed",
+    "time/evaluate": "seconds of a step in which new weights waited for an evaluation",
     "time/broadcast": "seconds of a step in which weights were sent",
     "time/other": "seconds of a step of anything else",
 }

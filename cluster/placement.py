@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from uniapl.config import Config
 # Logical CPUs. On a machine that is too small for them they only count, nothing is pinned.
 ENGINE_CPUS = 1
 RANK_CPUS = 1
+HALF = 0.5
+"""Of a GPU, where engine and rank share it."""
 REPLICA_CPUS = 1
 OTHER_CPUS = 2
 """For the reward replicas and Ray Serve's controller."""
@@ -48,13 +51,16 @@ def logical_cpus(config: Config) -> int:
 
 def engine_bundle(config: Config, site: Site) -> dict[str, float]:
     """What one rollout actor takes, all of it on one node."""
+    if config.rollout.colocate:
+        return {"CPU": float(ENGINE_CPUS), **({"GPU": HALF} if site.gpu else {})}
     gpus = {"GPU": float(config.rollout.tensor_parallel)} if site.gpu else {}
     return {"CPU": float(ENGINE_CPUS), **gpus, **site.mark("rollout")}
 
 
-def rank_bundle(site: Site) -> dict[str, float]:
+def rank_bundle(config: Config, site: Site) -> dict[str, float]:
     """What one learner rank takes."""
-    return {"CPU": float(RANK_CPUS), **({"GPU": 1.0} if site.gpu else {}), **site.mark("learner")}
+    gpus = HALF if config.rollout.colocate else 1.0
+    return {"CPU": float(RANK_CPUS), **({"GPU": gpus} if site.gpu else {}), **site.mark("learner")}
 
 
 def reward_bundle(site: Site) -> dict[str, float]:
@@ -66,11 +72,12 @@ def reward_bundle(site: Site) -> dict[str, float]:
     return {"CPU": float(REPLICA_CPUS) if mark else 0.0, **mark}
 
 
-def rollout_options(config: Config, site: Site) -> dict[str, Any]:
-    """Ray options of one rollout actor; several are spread over the nodes."""
+def rollout_options(config: Config, site: Site, group: PlacementGroup | None = None) -> dict[str, Any]:
+    """Ray options of one rollout actor; several are spread over the nodes, one that shares a GPU is in its group."""
+    shared = PlacementGroupSchedulingStrategy(group) if group and config.rollout.colocate else None
     return _resources(engine_bundle(config, site)) | {
         "max_concurrency": config.rollout.groups_in_flight + 16,
-        "scheduling_strategy": "SPREAD",
+        "scheduling_strategy": shared or "SPREAD",
         "runtime_env": {"env_vars": engine.environment(config, site.gpu)},
     }
 
@@ -82,14 +89,20 @@ def room(config: Config, site: Site) -> int:
 
 
 def learner_group(config: Config, site: Site) -> PlacementGroup:
-    """Room for all ranks at once, on as few nodes as possible: gathers between nodes are slow."""
-    return placement_group([rank_bundle(site)] * config.learner.ranks, strategy="PACK")
+    """Room for all ranks at once, on as few nodes as possible: gathers between nodes are slow.
+
+    An engine that shares the only rank's GPU is in the rank's bundle: halves of two could be of different GPUs.
+    """
+    bundle = rank_bundle(config, site)
+    if config.rollout.colocate:
+        bundle = dict(Counter(bundle) + Counter(engine_bundle(config, site)))
+    return placement_group([bundle] * config.learner.ranks, strategy="PACK")
 
 
-def learner_options(site: Site, group: PlacementGroup | None = None) -> dict[str, Any]:
+def learner_options(config: Config, site: Site, group: PlacementGroup | None = None) -> dict[str, Any]:
     """Ray options of one learner rank, in its placement group where there is one."""
     environment = {} if site.gpu else device.cpu_environment()
-    options = _resources(rank_bundle(site)) | {"runtime_env": {"env_vars": environment}}
+    options = _resources(rank_bundle(config, site)) | {"runtime_env": {"env_vars": environment}}
     return options | ({"scheduling_strategy": PlacementGroupSchedulingStrategy(group)} if group else {})
 
 

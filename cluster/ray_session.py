@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray._private import ray_constants, worker
 from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # (no stubs)
+from ray.job_config import JobConfig
 
 from cluster.autoscaler import autoscaler_limit, open_site
 from cluster.debug import keep_logs
@@ -92,6 +93,8 @@ def _options(config: Config) -> dict[str, Any]:
         "include_dashboard": False,
         "object_store_memory": int(config.cluster.object_store_gib * 2**30),
         "_system_config": NO_PRESTART,
+        # Ray would else put the current folder before everything else on the path of every worker.
+        "job_config": JobConfig(_client_job=True),
     }
 
 

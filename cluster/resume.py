@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from pathlib import Path
@@ -40,7 +41,7 @@ def restore(system: System, controllers: Controllers, folder: Path, log: RunLog,
     except ValueError as error:
         raise RunError(f"{place}: {error}; allowed: the kinds of objective weights that the run began with") from None
     system.learner.load(place, saved_by)
-    ray.get(system.queue.load_state.remote(run_folder.read_json(place / QUEUE)))
+    system.answer(system.queue.load_state.remote(run_folder.read_json(place / QUEUE)))
     log.truncate_after(step)
     return step
 
@@ -81,8 +82,9 @@ def checkpoint(
 
     def write(place: Path) -> None:
         system.learner.save(place)
-        run_folder.write_json(place / QUEUE, ray.get(system.queue.state.remote(step)))
+        run_folder.write_json(place / QUEUE, system.answer(system.queue.state.remote(step)))
         run_folder.write_json(place / CONTROLLERS, controllers.state_dict())
+        shutil.copyfile(folder / "config.yaml", place / "config.yaml")  # the run's own is replaced at a resume
 
     if store is None:
         checkpoints.require_space(folder, step, _trained_models(system.config))

@@ -37,7 +37,7 @@ class Need(NamedTuple):
 
 def needs(config: Config, site: Site) -> list[Need]:
     """What the run cannot begin without."""
-    found = [Need("learner", "learner.ranks", rank_bundle(site), config.learner.ranks)]
+    found = [Need("learner", "learner.ranks", rank_bundle(config, site), config.learner.ranks)]
     if config.needs_engine:
         if "reward" in site.kinds:
             bundle, least = reward_bundle(site), config.reward.min_replicas
@@ -122,7 +122,10 @@ def wait_for_room(group: PlacementGroup, config: Config, note: Callable[[str], N
     limit, began, told = config.cluster.start_timeout_s, time.monotonic(), False
     while not group.wait(math.ceil(LOOK_S)):
         if time.monotonic() - began > limit:
-            raise RunError(f"{_waiting(group)}, not there within {limit:g} s (cluster.start_timeout_s)")
+            raise RunError(
+                f"{_waiting(group)}, not there within {limit:g} s (cluster.start_timeout_s)"
+                "; allowed: machines that have it, fewer ranks, or more time"
+            )
         if not told and time.monotonic() - began > PATIENCE_S:
             note(f"waiting for nodes: {_waiting(group)}; for at most {limit:g} s (cluster.start_timeout_s)")
             told = True

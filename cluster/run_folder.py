@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +19,12 @@ from cluster.checkpoints import has_checkpoints, installed_versions
 from cluster.run_store import RunStore
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
+from uniapl.data import used
 from uniapl.recorded import recorded_table
 from uniapl.records import MixedBatch
+
+GIT_S = 10
+"""For git to look at the code."""
 
 
 def open_run(config: Config, resume: bool, store: RunStore | None = None) -> Path:
@@ -42,10 +49,28 @@ def open_run(config: Config, resume: bool, store: RunStore | None = None) -> Pat
         raise ConfigError(f"run.folder: {folder}: {error.strerror}; allowed: a folder that can be written") from None
     tree = config.model_dump(mode="json")
     _write_whole(folder / "config.yaml", yaml.safe_dump(tree, sort_keys=False, allow_unicode=True))
-    _write_whole(folder / "versions.json", json.dumps(installed_versions(), indent=1))
+    _write_whole(folder / "versions.json", json.dumps(installed_versions() | _code_version(), indent=1))
     if store is not None:
         store.push()
     return folder
+
+
+def _code_version() -> dict[str, str]:
+    """The commit of this project's own code, with `-dirty` where files differ from it; none outside a git checkout."""
+    root, git = Path(__file__).resolve().parent.parent, shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return {}
+    words = [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    with suppress(subprocess.TimeoutExpired):
+        done = subprocess.run(words, capture_output=True, text=True, check=False, timeout=GIT_S)  # noqa: S603 (git)
+        if done.returncode == 0:
+            return {"uniapl commit": done.stdout.strip()}
+    return {}
+
+
+def save_data_record(folder: Path) -> None:
+    """Write down which files the data were."""
+    write_json(folder / used.FILE, used.files_used(load_config(folder / "config.yaml")))
 
 
 def _write_whole(path: Path, text: str) -> None:

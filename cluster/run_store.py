@@ -197,7 +197,10 @@ class RunStore:
         for part in parts:
             sent |= self._get(part)
         if _saved_by(sent) != len(nodes):
-            raise StorageError(f"{url}: files of {_saved_by(sent)} learner ranks were sent, there are {len(nodes)}")
+            raise StorageError(
+                f"{url}: files of {_saved_by(sent)} learner ranks were sent, there are {len(nodes)}; "
+                "allowed: run.folder where every node can write"
+            )
         self.push()
         storage.write(join(url, MANIFEST), checkpoints.manifest(step, dict(sorted(sent.items()))).encode())
         self._mark(place.name)

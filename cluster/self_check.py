@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import suppress
 from statistics import fmean
 
@@ -70,7 +71,8 @@ def check_weight_round_trip(system: System, version: int) -> str:
 def compare_after_training(system: System) -> str:
     """Compare every engine with the learner after the last broadcast.
 
-    Engines may be generating. A difference does not stop a run that has all its steps behind it.
+    Engines may be generating. A difference does not stop a run that has all its steps behind it: it is warned of,
+    since the evaluation after training is done by the engines.
 
     Returns:
         a line for the user, which names those that gave no answer; empty where there is no engine.
@@ -83,9 +85,13 @@ def compare_after_training(system: System) -> str:
     if not found:
         return f"after the last broadcast no engine could be compared with the learner{silent}"
     most, low = max(found.values()), _lowest_dtype(system)
-    verdict = "agree" if most <= KL_BOUND[low] else f"DIFFER (more than {KL_BOUND[low]:g} in {low})"
+    differ = not most <= KL_BOUND[low]  # a NaN differs
+    verdict = f"DIFFER (more than {KL_BOUND[low]:g} in {low})" if differ else "agree"
     count = f"{len(found)} engine{'s' if len(found) > 1 else ''}"
-    return f"after the last broadcast {count} and the learner {verdict}: KL {most:.1e} per token{silent}"
+    line = f"after the last broadcast {count} and the learner {verdict}: KL {most:.1e} per token{silent}"
+    if differ:
+        warnings.warn(f"{line}; the evaluation after training is not one of the model that is written", stacklevel=2)
+    return line
 
 
 def _lowest_dtype(system: System) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,22 +14,36 @@ from types import FrameType
 
 SHUTDOWN_S = 10.0
 """Kept of the grace time for ending the run's processes, but never more than half of it."""
+KILL_S = 2.0
+"""Kept of that for killing what has not ended by then, but never more than a fifth of it."""
+ALONE_S = 3.0
+"""How long a step under way may go on that has lost all of the run's processes."""
+POLL_S = 0.2
 
 
 class Terminated(BaseException):
-    """SIGTERM came and nothing is under way any more that could be waited for."""
+    """SIGTERM came and nothing is under way any more that could be waited for; the text, if any, says what was lost."""
 
 
 class Signals:
     """While it is entered, SIGTERM and SIGINT end the run cleanly. For the main thread.
 
     Args:
-        grace_s: seconds from SIGTERM to the end of the process.
+        grace_s: seconds from SIGTERM to the end of the process; what has not ended by then is killed.
+        kept: tells what the run could be resumed from, in words.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, kept: Callable[[], str]) -> None:
         self._grace_s = grace_s
+        self._reserve_s = min(SHUTDOWN_S, grace_s / 2)
+        self._kept = kept
+        self._deadline = float("inf")
         self._holding = False
+        self._ending = False
+        self._family = False
+        """Whether the run has processes below this one, as where it started a Ray of its own."""
+        self._ended = threading.Event()
+        self._error: BaseException | None = None
         self._interrupts = 0
         self.asked = False
         """SIGTERM came: write a checkpoint now."""
@@ -36,9 +51,16 @@ class Signals:
     def __enter__(self) -> Signals:
         self._before = {number: signal.getsignal(number) for number in self._handlers()}
         self.arm()
+        reader, self._told = socket.socketpair()
+        self._told.setblocking(False)
+        self._told_before = signal.set_wakeup_fd(self._told.fileno())
+        threading.Thread(target=self._watch, args=[reader], daemon=True).start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        signal.set_wakeup_fd(self._told_before)
+        self._told.close()
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
@@ -63,40 +85,76 @@ class Signals:
             Terminated: SIGTERM came within.
         """
         self._holding = True
+        self._family = self._family or bool(descendants(os.getpid()))
         try:
             yield
         except Exception as error:
-            if self.asked:  # whoever ends a machine may have ended the run's other processes too
-                raise Terminated(str(error)) from error
+            if self.asked:
+                self.finish(error)
             raise
         finally:
             self._holding = False
         if self.asked:
             self._end()
 
+    def finish(self, error: BaseException | None = None) -> None:
+        """Nothing is left to do but to end: from now on SIGTERM only bounds how long that may take.
+
+        Args:
+            error: what the run ends with.
+        """
+        self._ending, self._error = True, error
+
+    def left(self) -> float:
+        """Seconds until what has not ended is killed; without end before SIGTERM."""
+        return max(0.0, self._deadline - self._reserve_s * KILL_S / SHUTDOWN_S - time.monotonic())
+
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         if self.asked:
             return
         self.asked = True
-        if not self._holding:
+        self._deadline = time.monotonic() + self._grace_s
+        if self._holding:
+            signal.setitimer(signal.ITIMER_REAL, self._grace_s - self._reserve_s)
+        else:
             self._end()
-        reserve = min(SHUTDOWN_S, self._grace_s / 2)
-        signal.setitimer(signal.ITIMER_REAL, self._grace_s - reserve)
 
     def _out_of_time(self, number: int, frame: FrameType | None) -> None:
         self._end()
 
     def _end(self) -> None:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        raise Terminated
+        if not self._ending:
+            self._ending = True
+            raise Terminated
+
+    def _watch(self, signals: socket.socket) -> None:
+        """In a thread of its own, because Ray's calls may keep the main thread from its handlers: as those do to its
+        server, once SIGTERM went to all processes."""
+        with signals:
+            while signal.SIGTERM not in (numbers := signals.recv(64)):
+                if not numbers:  # closed
+                    return
+            self._deadline = min(self._deadline, time.monotonic() + self._grace_s)
+            alone_s = 0.0
+            while self.left() > 0 and alone_s < ALONE_S:
+                if self._ended.wait(POLL_S):
+                    return
+                if self._family and not self._ending and not descendants(os.getpid()):
+                    alone_s += POLL_S
+                    signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
+            told = f"{' '.join(str(self._error).split())[:500]}; " if isinstance(self._error, Exception) else ""
+            self._kill(f"{told}ended by SIGTERM, and what had not ended in time was killed", 2 if told else 0)
 
     def _interrupt(self, number: int, frame: FrameType | None) -> None:
         self._interrupts += 1
         if self._interrupts == 1:
             raise KeyboardInterrupt
+        self._kill("stopped at once", 130)
+
+    def _kill(self, how: str, status: int) -> None:
         kill_descendants(os.getpid())
-        print("stopped at once; `--resume` goes on from the newest checkpoint", file=sys.stderr, flush=True)
-        os._exit(130)
+        os.write(2, f"{how}; {self._kept()}\n".encode())
+        os._exit(status)
 
 
 def kill_descendants(pid: int) -> None:

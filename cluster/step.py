@@ -12,10 +12,16 @@ from cluster.evaluation import BesideTraining
 from cluster.system import System
 from learner.nonfinite import NonFiniteError
 from uniapl.config import ObjectiveConfig
+from uniapl.feed import ROW_COUNTERS
+from uniapl.leases import LEASE_COUNTERS
 from uniapl.metrics import batch_metrics, time_split
+from uniapl.mixing import GROUP_COUNTERS
 from uniapl.objective.controllers import Controllers
 from uniapl.records import MixedBatch, put_expert_scores
 from uniapl.runlog import RunError
+
+PARTS = ("generate", "score", "wait", "train", "evaluate", "broadcast")
+"""Of a step's time, one after the other; `evaluate` is where new weights wait for an evaluation beside training."""
 
 
 def one_step(
@@ -31,7 +37,8 @@ def one_step(
         beside: begins evaluations and is asked for their results.
 
     Raises:
-        RunError: loss or gradient is not finite; the batch is in the folder's failed/ then.
+        RunError: loss or gradient is not finite; the batch is in the folder's failed/ then. Or a weight cannot follow
+            what was measured; the batch is in batches/.
     """
     began = time.monotonic()
     taken = system.next_batch()
@@ -43,7 +50,8 @@ def one_step(
     beside.begin(step)
     ready = time.monotonic()
     weights = controllers.weights(step)
-    learned = _learn(system, folder, taken, batch, weights)
+    with system.learners_turn():
+        learned = _learn(system, folder, taken, batch, weights)
     trained = time.monotonic()
     held = beside.hold()
     evaluated = time.monotonic()
@@ -53,22 +61,22 @@ def one_step(
     metrics = (
         held
         | beside.collect()
-        | batch_metrics(batch)
+        | batch_metrics(batch, system.config.objective, weights)
         | learned
         | sent
         | _weight_metrics(system.config.objective, weights)
     )
-    controllers.update(step, metrics)
+    kept = run_folder.save_batch(folder, batch, system.config, weights)
+    _follow(controllers, step, metrics, kept)
     metrics |= time_split(waited, [(entry.generate_s, entry.score_s) for entry in taken.groups])
     metrics |= {"time/train": trained - ready, "time/broadcast": published - evaluated}
     metrics |= _queue_metrics(system.stats())
-    run_folder.save_batch(folder, batch, system.config, weights)
     metrics["time/step"] = time.monotonic() - began
     # Ahead of the learner, engines generate all the time, and little of it is waited for.
     generating = metrics["time/step" if system.config.queue.max_staleness else "time/generate"]
     if generating > 0 and "tokens/generated" in metrics:
         metrics["tokens/generated_per_s"] = metrics["tokens/generated"] / generating
-    spent = sum(metrics[f"time/{part}"] for part in ("generate", "score", "wait", "train", "broadcast"))
+    spent = sum(metrics.get(f"time/{part}", 0.0) for part in PARTS)
     metrics["time/other"] = metrics["time/step"] - spent
     return metrics
 
@@ -91,6 +99,13 @@ def _learn(
     return metrics
 
 
+def _follow(controllers: Controllers, step: int, metrics: dict[str, float], kept: Path) -> None:
+    try:
+        controllers.update(step, metrics)
+    except ValueError as error:
+        raise RunError(f"{error}; the batch is in {kept}") from None
+
+
 def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, float]:
     """Of the terms that count at some time."""
     ever = [term for term, coefficient in objective.coefficients.items() if coefficient.ever_positive]
@@ -98,25 +113,5 @@ def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> di
 
 
 def _queue_metrics(stats: dict[str, Any]) -> dict[str, float]:
-    keys = (
-        "leased",
-        "committed",
-        "consumed",
-        "released",
-        "expired",
-        "ready",
-        "open",
-        "waiting",
-        "dropped_stale",
-        "stale_used",
-        "dropped_unscored",
-        "regenerated",
-        "resampled",
-        "kept_equal",
-        "aborted",
-        "stragglers_accepted",
-        "stragglers_reissued",
-        "dropped_straggler",
-        "dropped_lethal",
-    )
+    keys = (*LEASE_COUNTERS, *GROUP_COUNTERS, *ROW_COUNTERS, "ready", "open", "waiting")
     return {f"queue/{key}": float(stats[key]) for key in keys if key in stats}

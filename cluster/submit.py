@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from cluster.jobs import RUN_FOLDER, job_client, job_output, stage, start_job
 from uniapl.config import load_config
@@ -18,7 +19,13 @@ AFTER_GRACE_S = 5
 
 
 def submit(
-    config: Path, overrides: list[str], method: str | None, resume: bool, address: str | None, wait: bool
+    config: Path,
+    overrides: list[str],
+    method: str | None,
+    resume: bool,
+    address: str | None,
+    wait: bool,
+    as_json: bool = False,
 ) -> int:
     """Send code and configuration below the current folder to a Ray cluster and train there.
 
@@ -30,6 +37,7 @@ def submit(
         address: of the cluster's dashboard, such as http://127.0.0.1:8265; None: RAY_API_SERVER_ADDRESS, or the
             cluster on this machine.
         wait: print what the job prints, until it ends.
+        as_json: print the job's id and what was sent as one JSON object, and everything else to standard error.
 
     Returns:
         exit status: 0 once it has succeeded, or was submitted and not waited for; 2 if it failed or was stopped.
@@ -51,11 +59,13 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="uniapl-submit-") as folder:
         sent = stage(here, Path(folder))
         job = start_job(client, words, folder, stop, {RUN_FOLDER: loaded.run_url or str(loaded.run_dir)})
-    print(f"job {job}: {len(sent)} files, {sum(sent.values()) / 1024:.0f} KiB sent", flush=True)
+    told, size = sys.stderr if as_json else sys.stdout, sum(sent.values())
+    line = f"job {job}: {len(sent)} files, {size / 1024:.0f} KiB sent"
+    print(json.dumps({"job": job, "files": len(sent), "bytes": size}) if as_json else line, flush=True)
     if not wait:
-        print(_ways(job))
+        print(_ways(job), file=told)
         return 0
-    return _follow(client, job)
+    return _follow(client, job, told)
 
 
 def _below(path: Path, here: Path) -> str:
@@ -65,16 +75,16 @@ def _below(path: Path, here: Path) -> str:
         raise ConfigError(f"{path}: does not go along; allowed: a file below the current folder, {here}") from None
 
 
-def _follow(client: Any, job: str) -> int:
+def _follow(client: Any, job: str, told: TextIO) -> int:
     """Print the job's output until it ends; Ctrl-C leaves it running."""
     try:
         for text in job_output(client, job):
-            print(text, end="", flush=True)
+            print(text, end="", flush=True, file=told)
     except KeyboardInterrupt:
         print(f"\nthe job goes on; {_ways(job)}", file=sys.stderr)
         return 130
     status = client.get_job_status(job).value
-    print(f"job {job}: {status.lower()}", flush=True)
+    print(f"job {job}: {status.lower()}", flush=True, file=told)
     return 0 if status == "SUCCEEDED" else 2
 
 

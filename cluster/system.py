@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -39,9 +40,12 @@ class System:
         config: of the run.
         site: how parts are placed.
         note: called with a line for the user when an engine is lost.
+        left: seconds that are left for the end.
     """
 
-    def __init__(self, config: Config, site: Site, note: Callable[[str], None]) -> None:
+    def __init__(
+        self, config: Config, site: Site, note: Callable[[str], None], left: Callable[[], float] = lambda: SHUTDOWN_S
+    ) -> None:
         self.config = config
         self._version = 0
         self._site = site
@@ -49,11 +53,12 @@ class System:
         self._connected: list[Engine] = []
         self._cut: set[Engine] = set()
         self._note = note
+        self._left = left
         self._waiting = Waiting(config, note)
         self.queue = start_queue(config, options=beside_driver())
         self._room = learner_group(config, site)
-        self.learner = LearnerGroup(config, learner_options(site, self._room))
-        self.fleet = Fleet(config, site, self.queue, note)
+        self.learner = LearnerGroup(config, learner_options(config, site, self._room))
+        self.fleet = Fleet(config, site, self.queue, note, self._room)
 
     def __enter__(self) -> System:
         return self
@@ -72,12 +77,16 @@ class System:
         Raises:
             TimeoutError, RunError: something is not up within `cluster.start_timeout_s`.
         """
-        self.fleet.start()
+        in_turns = self.config.rollout.colocate  # vLLM measures the GPU's free memory while it loads
+        if not in_turns:
+            self.fleet.start()
         with ThreadPoolExecutor(1) as beside:
             reward = beside.submit(self._start_reward) if self.config.needs_engine else None
             wait_for_room(self._room, self.config, self._note)
             self._wait(self.learner.check_paths())
             self._wait(self.learner.start())
+            if in_turns:
+                self.fleet.start()
             while not self.fleet.enough:  # within the fleet's own limit
                 self.fleet.wait([], POLL_S)
                 self.fleet.poll()
@@ -108,7 +117,7 @@ class System:
         """Give the engines the learner's weights as `version`, and let the queue know."""
         self._version = version
         sent = self.send(version)
-        ray.get(self.queue.published.remote(version))
+        self.answer(self.queue.published.remote(version))
         return sent
 
     def send(self, version: int, vector_scale: float = 1.0) -> dict[str, float]:
@@ -149,7 +158,7 @@ class System:
     def begin_rollouts(self) -> None:
         """Let the engines lease prompts."""
         if self.config.objective.uses_rollouts:
-            ray.get(self.queue.set_members.remote([engine.name for engine in self.fleet.members]))
+            self.answer(self.queue.set_members.remote([engine.name for engine in self.fleet.members]))
             self.fleet.begin()
 
     def next_batch(self) -> PackedBatch:
@@ -163,7 +172,7 @@ class System:
         call, deadline = self.queue.next_batch.remote(wait_s), time.monotonic() + wait_s + SHUTDOWN_S
         while not self.fleet.wait([call], POLL_S) and time.monotonic() < deadline:
             self._look_after()
-        batch = ray.get(call, timeout=POLL_S)
+        batch = self.answer(call, POLL_S)
         if batch is None:
             raise TimeoutError(f"no batch within {wait_s:g} s (cluster.step_timeout_s)")
         return batch
@@ -173,6 +182,15 @@ class System:
         self.fleet.poll()
         if self.fleet.up and not self.fleet.members:
             self.send(self._version)
+
+    @contextmanager
+    def learners_turn(self) -> Iterator[None]:
+        """Where engine and learner share a GPU it is the learner's in the body; after an error the run is over."""
+        if self.config.rollout.colocate:
+            self.fleet.each("sleep")
+        yield
+        if self.config.rollout.colocate:
+            self.fleet.each("wake_up")
 
     def evaluate(self, prompts: list[Prompt], samples: int, temperature: float) -> list[Group]:
         """Scored samples of `prompts`, shared out over the engines, in the order of `prompts`.
@@ -190,7 +208,22 @@ class System:
 
     def stats(self) -> dict[str, Any]:
         """The queue's counters."""
-        return ray.get(self.queue.stats.remote())
+        return self.answer(self.queue.stats.remote())
+
+    def answer(self, call: Any, left_s: float | None = None) -> Any:
+        """What the queue answers.
+
+        Args:
+            left_s: of the limit, where some of it is over; None: all.
+
+        Raises:
+            TimeoutError: nothing within `cluster.step_timeout_s`; it is alive then, but does not run.
+        """
+        limit = self.config.cluster.step_timeout_s
+        try:
+            return ray.get(call, timeout=limit if left_s is None else left_s)
+        except GetTimeoutError:
+            raise TimeoutError(f"the queue gave no answer within {limit:g} s (cluster.step_timeout_s)") from None
 
     def gone(self) -> list[str]:
         """Which of the parts that are there once have died."""
@@ -208,9 +241,9 @@ class System:
         return found
 
     def shutdown(self) -> None:
-        """End every process of the run; what does not end by itself within 30 s is killed."""
+        """End every process of the run; what does not end by itself within 30 s, or half of what is left, is killed."""
         stops = [self.queue.stop.remote(), *self.fleet.shutdown()]
-        ray.wait(stops, num_returns=len(stops), timeout=SHUTDOWN_S)
+        ray.wait(stops, num_returns=len(stops), timeout=min(SHUTDOWN_S, self._left() / 2))
         self.fleet.kill()
         for actor in (self.queue, *self.learner.ranks):
             ray.kill(actor)

@@ -50,33 +50,33 @@ class CotrainedDiscriminator:
         self._device = device.torch_device
         self._ranks = ranks
         self._warm_up = WarmUp(config) if own.comparisons else None
+        self._has_gradient = False
         self._budget = config.learner.row_tokens * config.learner.micro_batch_rows
 
-    def score_and_train(self, groups: list[Group], step: int, update: bool = True) -> dict[str, float]:
-        """Score every sample that has an expert's response beside it, then make one optimizer step.
+    def score(self, groups: list[Group], step: int) -> dict[str, float]:
+        """Score every sample that has an expert's response beside it, and keep the gradient for `step` or `discard`.
 
-        In the warm-up the step is on preference pairs too, where there are any: the mean is over all pairs alike.
-        Scores are those of the weights before the step: `expert_score` and `expert_reference` of each such
-        sample are filled in place.
+        In the warm-up the gradient is of preference pairs too, where there are any: the mean is over all pairs alike.
+        `expert_score` and `expert_reference` of each such sample are filled in place.
 
         Args:
             groups: this rank's share of the batch; may be empty.
             step: of the policy, for the error.
-            update: False leaves weights and optimizer as they are.
 
         Returns:
             metrics over the pairs of all ranks, the same on every rank; empty where no rank has any. Preference pairs
             have a loss and an accuracy of their own, and are not in the other ones.
 
         Raises:
-            NonFiniteError: loss or gradient, with the prompts' ids; no rank has made its step then.
+            NonFiniteError: loss or gradient, with the prompts' ids; no gradient is left then.
         """
         if self._warm_up:
             groups = groups + self._warm_up.groups(step, dist.get_rank(), self._ranks)
         batches = plan_duels(groups, self._budget)
         pairs = sum(len(duel.samples) for batch in batches for duel in batch)
         total, most = self._reduce([pairs]), self._reduce([len(batches)], dist.ReduceOp.MAX)
-        if not total[0]:
+        self._has_gradient = total[0] > 0
+        if not self._has_gradient:
             return {}
         batches += [[] for _ in range(int(most[0]) - len(batches))]
         sums = torch.zeros(2, len(_SUMS), dtype=torch.float64)
@@ -89,13 +89,20 @@ class CotrainedDiscriminator:
         norm = gradient_norm(self._engine)
         loss = (sampled["loss"] + compared["loss"]) / total[0]
         if not (math.isfinite(loss) and math.isfinite(norm)):
-            discard(self._engine)
+            self.discard()
             raise _failure(step, loss, groups)
-        if update:
-            self._engine.step()
-        else:
-            discard(self._engine)
         return metrics | {"discriminator/grad_norm": norm}
+
+    def step(self) -> None:
+        """Make one optimizer step on what was scored; none where no rank had a pair."""
+        if self._has_gradient:
+            self._engine.step()
+        self._has_gradient = False
+
+    def discard(self) -> None:
+        """Forget the gradient; weights and optimizer stay as they are."""
+        discard(self._engine)
+        self._has_gradient = False
 
     def save(self, folder: Path) -> None:
         """Shards of weights and optimizer, one file per rank, in `folder`/discriminator."""

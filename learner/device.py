@@ -22,7 +22,7 @@ class Device:
 
     torch_device: str
     backend: str
-    """Of the process group among the ranks, and of the weight broadcast."""
+    """Of the process group among the ranks, and of the weight broadcast to other GPUs."""
     attention: Attention
     """Of the policy; see `uniapl.attention`."""
     reduce_bucket: int
@@ -33,20 +33,28 @@ class Device:
         return self.attention != "flash_attention_2"
 
 
-def local_device(local_rank: int) -> Device:
-    """CUDA where there is any, else the CPU."""
+def local_device(local_rank: int, dtype: str = "bfloat16") -> Device:
+    """CUDA where there is any, else the CPU; `dtype`: of the policy's arithmetic."""
     import torch
 
     if torch.cuda.is_available():
-        return Device(f"cuda:{local_rank}", "nccl", _cuda_attention(), DEEPSPEEDS_BUCKET)
+        return Device(f"cuda:{local_rank}", "nccl", _cuda_attention(dtype), DEEPSPEEDS_BUCKET)
     return Device("cpu", "gloo", "sdpa", HEAPS_BUCKET)
 
 
-def _cuda_attention() -> Attention:
-    """Flex attention needs Triton to be compiled; FlashAttention is a package of its own."""
+def _cuda_attention(dtype: str) -> Attention:
+    """Flex attention needs Triton to be compiled; FlashAttention is a package of its own, and knows no float32."""
     if importlib.util.find_spec("triton"):
         return "flex_attention"
-    return "flash_attention_2" if importlib.util.find_spec("flash_attn") else "sdpa"
+    return "flash_attention_2" if importlib.util.find_spec("flash_attn") and dtype != "float32" else "sdpa"
+
+
+def give_back_memory() -> None:
+    """Leave the GPU's memory that holds nothing at present to other processes; on a CPU the heap keeps it."""
+    import torch
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def cpu_environment() -> dict[str, str]:

@@ -15,6 +15,7 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayError
 
+from uniapl.broadcast_result import BroadcastError
 from uniapl.transfer import TransferError
 
 GRACE_S = 10.0
@@ -40,13 +41,19 @@ class EngineClient:
         self.lost: dict[int, str] = {}
         """The others, and why."""
         self.seconds: defaultdict[str, float] = defaultdict(float)
-        """Of every phase, and of gathering and packing during `send`."""
+        """Of every phase, and of gathering during `send`; like the bytes, of all attempts together."""
         self.sent_bytes = 0
         self.let_go: Callable[[], None] = lambda: None
         """Closes the group under the engines that wait in it; called once in a phase, from the calling thread."""
+        self.learner_s: Callable[[], float] = lambda: 0.0
+        """Seconds of the present attempt in which nothing could be sent, since the learner gathered."""
         self.version, self.digest = 0, ""
         """What the engines must acknowledge."""
         self._engine_ranks, self._timeout_s = engine_ranks, timeout_s
+
+    def count(self, size: int) -> None:
+        """So many bytes went onto the wire."""
+        self.sent_bytes += size
 
     @property
     def world_size(self) -> int:
@@ -81,6 +88,7 @@ class EngineClient:
 
         Raises:
             EnginesLostError: not all of them received. The others are paused.
+            BroadcastError: they were interrupted because the learner gathered for most of their time. All are paused.
         """
         self._together("send", "receive weights", lambda _, h: h.update_weights.remote(update_info))
 
@@ -106,6 +114,9 @@ class EngineClient:
         answers, lost = self._each(phase, what, call, self.let_go)
         interrupted = {n: reason for n, reason in answers.items() if reason}
         if interrupted and not lost:
+            if (own := self.learner_s()) > self._timeout_s / 2:
+                limit = f"{self._timeout_s:g} s that engines wait for them (cluster.broadcast_timeout_s)"
+                raise BroadcastError(f"the learner's ranks gathered weights for {own:.3g} s of the {limit}")
             # Nobody is known to be at fault. Cutting off one bounds the attempts.
             number, reason = next(iter(interrupted.items()))
             self._cut_off({number: f"did not {what}: {reason}"})

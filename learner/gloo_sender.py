@@ -15,10 +15,10 @@ from torch import Tensor
 
 from learner.engine_client import EngineClient
 from learner.weight_source import ZeroSource
+from uniapl.broadcast_result import BroadcastError
 from uniapl.memory import Memory
 from uniapl.transfer import (
     Deadline,
-    TransferError,
     TransferInterruptedError,
     join_group,
     open_store,
@@ -39,6 +39,7 @@ class GlooSender:
 
     Raises:
         EnginesLostError: an engine did not get into the group.
+        BroadcastError: all engines did, but the learner did not.
     """
 
     def __init__(self, source: ZeroSource, client: EngineClient, address: str, timeout_s: float) -> None:
@@ -46,6 +47,8 @@ class GlooSender:
         self._group: dist.ProcessGroupGloo | None = None
         self._store: dist.TCPStore | None = None
         self._memory = Memory()
+        self._gather_began: float | None = None
+        client.learner_s = lambda: 0.0
         self._join(address)
 
     def _join(self, address: str) -> None:
@@ -60,7 +63,7 @@ class GlooSender:
             except TransferInterruptedError as error:
                 self._close_store()
                 joined.result()
-                raise TransferError(f"the engines joined a group that the learner could not: {error}") from None
+                raise BroadcastError(f"the engines joined a group that the learner could not: {error}") from None
             joined.result()
 
     def _close_store(self) -> None:
@@ -71,6 +74,7 @@ class GlooSender:
 
         Raises:
             EnginesLostError: an engine was lost before all had received the weights; the others are paused.
+            BroadcastError: the learner's ranks were too late, or could not send.
         """
         self._client.start_weight_update()
         group, self._group = self._group, None
@@ -83,7 +87,8 @@ class GlooSender:
             over.set()
             closed.wait(self._timeout_s)
 
-        self._client.let_go = let_go
+        before = self._client.seconds["gather"]
+        self._client.let_go, self._client.learner_s = let_go, lambda: self._gather_seconds() - before
         with _beside(lambda: self._client.update_weights(self._update_info())) as received:
             received.add_done_callback(lambda _: over.set())
             sent = self._broadcast(group, lost)
@@ -94,7 +99,7 @@ class GlooSender:
             closed.set()
             received.result()
         if not sent:
-            raise TransferError("the engines received weights that the learner could not send")
+            raise BroadcastError("the engines received weights that the learner could not send")
         self._client.finish_weight_update()
 
     def _broadcast(self, group: dist.ProcessGroupGloo, lost: Event) -> bool:
@@ -106,7 +111,7 @@ class GlooSender:
         digest = xxhash.xxh3_64()
         try:
             deadline = Deadline.after(self._timeout_s)
-            self._client.sent_bytes = send(group, self._gathered(), deadline, digest, lost, self._memory)
+            send(group, self._gathered(), deadline, digest, lost, self._memory, self._client.count)
         except TransferInterruptedError:
             return False
         self._client.digest = digest.hexdigest()
@@ -115,12 +120,17 @@ class GlooSender:
     def _gathered(self) -> Iterator[list[Tensor]]:
         layers = self._source.gather_layers()
         while True:
-            began = time.monotonic()
+            self._gather_began = time.monotonic()
             layer = next(layers, None)
-            self._client.seconds["gather"] += time.monotonic() - began
+            self._client.seconds["gather"], self._gather_began = self._gather_seconds(), None
             if layer is None:
                 return
             yield layer[1]
+
+    def _gather_seconds(self) -> float:
+        """Of gathering so far, with the layer that is being gathered; asked for in another thread, too."""
+        began = self._gather_began
+        return self._client.seconds["gather"] + (0.0 if began is None else time.monotonic() - began)
 
     def _update_info(self) -> dict[str, Any]:
         meta = self._source.metadata()

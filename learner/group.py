@@ -10,11 +10,11 @@ import ray
 
 from learner.nonfinite import NonFiniteError
 from learner.worker import LearnerRank, Scores
-from uniapl.broadcast_result import Sent
+from uniapl.broadcast_result import BroadcastError, Sent
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
-from uniapl.packing import partition
 from uniapl.records import Demonstration, Group
+from uniapl.shares import share_out
 
 
 class LearnerGroup:
@@ -53,7 +53,7 @@ class LearnerGroup:
         demonstrations: list[Demonstration],
         weights: dict[str, float],
     ) -> tuple[dict[str, float], Scores]:
-        """One optimizer step over a batch, shared out so that every rank has about as many tokens.
+        """The optimizer steps of one batch, shared out so that every rank has about as many tokens.
 
         Args:
             number: of the step, from 0.
@@ -66,15 +66,11 @@ class LearnerGroup:
             metrics, and the expert scores of a cotrained discriminator by lease; without one empty.
 
         Raises:
-            NonFiniteError: loss or gradient, of the policy or of a cotrained discriminator; the weights of that one
-                are as they were.
+            NonFiniteError: loss or gradient, of the policy or of a cotrained discriminator; both are as they were, the
+                policy but for the batch's earlier steps.
         """
-        costs = tokens + [len(d.prompt_ids) + len(d.response_ids) for d in demonstrations]
-        calls = []
-        for rank, share in zip(self.ranks, partition(costs, len(self.ranks)), strict=True):
-            mine = [groups[i] for i in sorted(share) if i < len(groups)]
-            shown = [demonstrations[i - len(groups)] for i in sorted(share) if i >= len(groups)]
-            calls.append(rank.step.remote(number, mine, shown, weights))
+        shares = share_out(groups, tokens, demonstrations, len(self.ranks))
+        calls = [rank.step.remote(number, *share, weights) for rank, share in zip(self.ranks, shares, strict=True)]
         try:
             answers = self._all(calls)
         except NonFiniteError as error:  # every rank raises the same one; without Ray's wrapping and its traceback
@@ -89,16 +85,28 @@ class LearnerGroup:
         """Form the weight group with these rollout actors, instead of those it had.
 
         Never raises because of an engine: see `broadcast`.
+
+        Raises:
+            BroadcastError: no engine is at fault, and the group was not formed.
         """
-        return self._all([rank.connect.remote(engines) for rank in self.ranks])[0]
+        return self._sent([rank.connect.remote(engines) for rank in self.ranks])
 
     def broadcast(self, version: int, vector_scale: float = 1.0) -> Sent:
         """Send the present weights to every connected engine and wait for their acknowledgements.
 
         An engine that dies, misses `cluster.broadcast_timeout_s` in a phase or acknowledges other weights is cut
         off and named in the result; the others get the weights again, in a group without it.
+
+        Raises:
+            BroadcastError: no engine is at fault, the learner's ranks were too late themselves.
         """
-        return self._all([rank.broadcast.remote(version, vector_scale) for rank in self.ranks])[0]
+        return self._sent([rank.broadcast.remote(version, vector_scale) for rank in self.ranks])
+
+    def _sent(self, calls: list[Any]) -> Sent:
+        try:
+            return self._all(calls)[0]
+        except BroadcastError as error:  # without Ray's wrapping and its traceback
+            raise getattr(error, "cause", error) from None
 
     def save(self, folder: Path) -> None:
         self._all([rank.save.remote(str(folder.absolute())) for rank in self.ranks])

@@ -12,7 +12,7 @@ from typing import Any
 
 from learner.engine_client import EngineClient, EnginesLostError
 from learner.weight_source import ZeroSource
-from uniapl.transfer import TransferError
+from uniapl.broadcast_result import BroadcastError
 
 
 class NcclSender:
@@ -30,6 +30,7 @@ class NcclSender:
 
     Raises:
         EnginesLostError: an engine did not get into the group.
+        BroadcastError: no engine is known to be lost, and the group did not come about.
     """
 
     def __init__(self, source: ZeroSource, client: EngineClient, address: str, timeout_s: float) -> None:
@@ -43,7 +44,7 @@ class NcclSender:
         except TimeoutError:
             if len(client.members) < before:
                 raise EnginesLostError("an engine did not join the weight group") from None
-            raise TransferError(f"the nccl group was not formed within {2 * timeout_s:g} s") from None
+            raise BroadcastError(f"the nccl group was not formed within {2 * timeout_s:g} s") from None
 
     def send_weights(self) -> None:
         """Run one update of all engines.
@@ -53,7 +54,7 @@ class NcclSender:
         """
         self._client.let_go = self.shutdown
         self._engine.send_weights()
-        self._client.sent_bytes = sum(m.dtype.itemsize * math.prod(m.shape) for m in self._source.metadata())
+        self._client.sent_bytes += sum(m.dtype.itemsize * math.prod(m.shape) for m in self._source.metadata())
 
     def shutdown(self) -> None:
         """Abort the communicator."""

@@ -46,7 +46,7 @@ class Tally:
     log_ratios: list[Tensor] = field(default_factory=list)
     """log pi_theta - log pi_behaviour of the sampled tokens."""
     bad: list[str] = field(default_factory=list)
-    """Ids of the sequences of which a token's loss is not finite."""
+    """Ids of the sequences of which a token's loss in any term is not finite."""
 
     def add(self, sums: dict[str, float]) -> None:
         for key, value in sums.items():
@@ -64,6 +64,8 @@ class Passes:
         counts: [terms], the terms' denominators over the whole batch.
         weights: of the terms in this step.
         device: of this rank.
+        start: log-probabilities before the batch's first optimizer step, [response tokens] by the sequence's `id()`: a
+            sequence that is missing is put in by its first pass. None: there is one step, which needs none.
     """
 
     engine: Any
@@ -72,6 +74,7 @@ class Passes:
     counts: Tensor
     weights: dict[str, float]
     device: str
+    start: dict[int, Tensor] | None = None
 
     def run(
         self,
@@ -94,21 +97,30 @@ class Passes:
             rows = make_rows(micro_batch).to(self.device)
             reference = self._reference(rows) if "kl" in terms else None
             logprobs, entropies = self.engine(rows, True) if entropy else (self.engine(rows), None)
-            result = rows_loss(logprobs, rows, self.counts, self._weights(terms), self.objective, reference)
+            known = (self.objective, reference, self._start(micro_batch, logprobs))
+            result = rows_loss(logprobs, rows, self.counts, self._weights(terms), *known)
             loss = result.loss
             if only is not None:
-                loss = rows_loss(logprobs, rows, self.counts, self._weights((only,)), self.objective, reference).loss
+                loss = rows_loss(logprobs, rows, self.counts, self._weights((only,)), *known).loss
             # ZeRO averages gradients over ranks; the counts already span all of them.
             self.engine.backward(loss * dist.get_world_size(), scale_wrt_gas=False)
             if tally is not None:
                 tally.add(result.sums | {"loss/total": result.loss.item()} | row_sizes(micro_batch, rows))
                 tally.log_ratios.append(result.log_ratio.cpu())
-                tally.bad += _not_finite(micro_batch, rows, result.token_loss)
+                tally.bad += _not_finite(micro_batch, rows, result.finite)
                 if reference is not None:
                     tally.add({"tokens/reference": result.sums["tokens/sampled"]})
                 if entropies is not None:
                     of_samples = (entropies * rows.sampled).sum().item()
                     tally.add({"sum/entropy": of_samples, "tokens/entropy": result.sums["tokens/sampled"]})
+
+    def _start(self, micro_batch: MicroBatch, logprobs: Tensor) -> Tensor | None:
+        """The start's log-probabilities of the targets, [N]; these very ones in the first pass."""
+        sequences = sequences_of(micro_batch)
+        if self.start is None or not sequences:
+            return None
+        now = logprobs.detach().split([len(s.response_ids) for s in sequences])
+        return torch.cat([self.start.setdefault(id(s), part) for s, part in zip(sequences, now, strict=True)])
 
     def _weights(self, terms: tuple[str, ...]) -> dict[str, float]:
         return {term: weight if term in terms else 0.0 for term, weight in self.weights.items()}
@@ -131,7 +143,7 @@ def row_sizes(micro_batch: MicroBatch, rows: Rows) -> dict[str, float]:
     }
 
 
-def _not_finite(micro_batch: MicroBatch, rows: Rows, token_loss: Tensor) -> list[str]:
-    numbers = rows.sequence[~torch.isfinite(token_loss)].unique().tolist()
+def _not_finite(micro_batch: MicroBatch, rows: Rows, finite: Tensor) -> list[str]:
+    numbers = rows.sequence[~finite].unique().tolist()
     ids = [s.id for s in sequences_of(micro_batch)] if numbers else []
     return [ids[number] for number in numbers]

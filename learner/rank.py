@@ -12,7 +12,7 @@ import xxhash
 
 from learner import checkpoint
 from learner.cotrained import CotrainedDiscriminator
-from learner.device import local_device, set_threads
+from learner.device import give_back_memory, local_device, set_threads
 from learner.export import DTYPES
 from learner.nonfinite import NonFiniteError
 from learner.passes import plan_micro_batches
@@ -39,7 +39,7 @@ class Rank:
     """
 
     def __init__(self, rank: int, config: Config) -> None:
-        self._device = local_device(0)
+        self._device = local_device(0, config.learner.dtype)
         self._rank, ranks = rank, config.learner.ranks
         set_threads(config.learner.threads, ranks)
         join_ranks(self._device, config.cluster.step_timeout_s)
@@ -50,7 +50,8 @@ class Rank:
         c = self._config
         self._discriminator = CotrainedDiscriminator(c, self._device, ranks) if c.objective.cotrained else None
         source = ZeroSource(self._engine.module, DTYPES[c.rollout.dtype])
-        self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s)
+        transport = "gloo" if c.rollout.colocate else self._device.backend
+        self._sender = WeightSender(source, self._device, self._rank, c.cluster.broadcast_timeout_s, transport)
 
     def use(self, config: Config) -> None:
         """Take steps with these values from now on; what the engines were built with stays as it is."""
@@ -74,7 +75,7 @@ class Rank:
         update: bool = True,
         scored: bool = False,
     ) -> tuple[dict[str, float], Scores]:
-        """One optimizer step on this rank's share.
+        """The optimizer steps of one batch on this rank's share, then that of a cotrained discriminator.
 
         Args:
             number: of the step, from 0.
@@ -94,7 +95,7 @@ class Rank:
         rate = learning_rate(number, c.run.steps, c.learner)
         learned, known = {}, expert_scores(groups)
         if self._discriminator:
-            learned = self._discriminator.score_and_train(groups, number, update)
+            learned = self._discriminator.score(groups, number)
             if scored:
                 put_expert_scores(groups, known)
         try:
@@ -103,8 +104,13 @@ class Rank:
             )
         except NonFiniteError as error:
             if self._discriminator:
+                self._discriminator.discard()
                 error.scores = _of_all_ranks(expert_scores(groups))
             raise
+        if self._discriminator:
+            self._discriminator.step() if update else self._discriminator.discard()
+        if c.rollout.colocate:
+            give_back_memory()
         return learned, expert_scores(groups) if self._discriminator else {}
 
     @torch.no_grad()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 import torch.distributed as dist
@@ -65,6 +67,12 @@ def importance_metrics(log_ratios: Tensor) -> dict[str, float]:
     return metrics
 
 
+def checked_loss(totals: dict[str, float]) -> float:
+    """The loss or, where it is finite and a term that is measured at a weight of 0 is not, that term."""
+    losses = [totals["loss/total"], *(totals[f"loss/{term}"] for term in TERMS)]
+    return next((loss for loss in losses if not math.isfinite(loss)), losses[0])
+
+
 def step_metrics(totals: dict[str, float], counts: Tensor, weights: dict[str, float]) -> dict[str, float]:
     """Losses, shares and means per token; a term that counts nothing or has a weight of 0 is left out.
 
@@ -103,5 +111,5 @@ def _of_samples(t: dict[str, float], active: list[str]) -> dict[str, float]:
     if "preference" in active:
         found["ratio/clip_fraction"] = t["sum/clipped"] / n
     if "adversarial" in active:
-        found["ratio/clip_fraction_adversarial"] = t["sum/clipped_adversarial"] / n
+        found["ratio/clip_fraction_adversarial"] = t["sum/clipped_adversarial"] / t["tokens/adversarial"]
     return found

@@ -1,4 +1,4 @@
-"""The learner's side of a weight broadcast: gloo on CPU, vLLM's own nccl sender on GPU, behind one class.
+"""The learner's side of a weight broadcast: gloo on CPU or within one GPU, else vLLM's nccl sender, behind one class.
 
 The engines' side is vLLM's weight-transfer API in both cases; `EngineClient` drives it. Gathering a ZeRO-3 layer is a
 collective of all ranks; rank 0 alone talks to the engines, and tells the other ranks whether there is an attempt to
@@ -18,7 +18,7 @@ from learner.device import Device
 from learner.engine_client import EngineClient, EnginesLostError
 from learner.gloo_sender import GlooSender
 from learner.weight_source import ZeroSource
-from uniapl.broadcast_result import Sent
+from uniapl.broadcast_result import BroadcastError, Sent
 
 PHASES = ("join", "pause", "gather", "send", "load", "resume")
 
@@ -39,11 +39,15 @@ class WeightSender:
         device: of this rank.
         rank: of this process; all but 0 only gather.
         timeout_s: for every phase of a broadcast.
+        transport: `gloo` or `nccl`; the ranks' own by default.
     """
 
-    def __init__(self, source: ZeroSource, device: Device, rank: int, timeout_s: float) -> None:
+    def __init__(
+        self, source: ZeroSource, device: Device, rank: int, timeout_s: float, transport: str | None = None
+    ) -> None:
         self._source = source
         self._device = device
+        self._transport = transport or device.backend
         self._rank = rank
         self._timeout_s = timeout_s
         self._client = EngineClient([], 1, timeout_s)
@@ -53,7 +57,8 @@ class WeightSender:
     def connect(self, handles: list[Any], engine_ranks: int, address: str) -> Sent:
         """Form the group of rank 0 and the engines behind `handles`, each of `engine_ranks` workers.
 
-        Engines that do not get into it are cut off, one or more at every attempt, until the rest is in.
+        Engines that do not get into it are cut off, one or more at every attempt, until the rest is in. The seconds
+        are among those of the next `send`.
         """
         if self._rank != 0:
             return Sent({})
@@ -61,7 +66,7 @@ class WeightSender:
         self._client = EngineClient(handles, engine_ranks, self._timeout_s)
         self._address = address
         self._join()
-        return Sent(self._metrics(), dict(self._client.lost))
+        return Sent({}, dict(self._client.lost))
 
     def send(self, version: int, vector_scale: float = 1.0) -> Sent:
         """Send the present weights as `version` to every engine and wait until it has acknowledged them.
@@ -75,20 +80,26 @@ class WeightSender:
 
         Returns:
             bytes and seconds, and all engines that were cut off since `connect` (on rank 0).
+
+        Raises:
+            BroadcastError: the learner itself was too late (on rank 0). The engines are paused until the next `send`.
         """
         self._source.vector_scale = vector_scale
         if self._rank != 0:
             while self._agreed(False):
                 self._source.finish_pass()
             return Sent({})
-        self._client.seconds.clear()
-        self._client.version, self._client.digest, self._client.sent_bytes = version, "", 0
+        self._client.version, self._client.digest = version, ""
         attempts = 0
         sent = False
-        while self._agreed(not sent and self._join()) and self._sender:
-            attempts += 1
-            sent = self._attempt(self._sender)
-        return Sent(self._metrics() | {"broadcast/attempts": float(attempts)}, dict(self._client.lost))
+        try:
+            while self._agreed(not sent and self._join()) and self._sender:
+                attempts += 1
+                sent = self._attempt(self._sender)
+        except BroadcastError:
+            self._agreed(False)  # the other ranks are done with it, too
+            raise
+        return Sent(self._take_metrics() | {"broadcast/attempts": float(attempts)}, dict(self._client.lost))
 
     def _attempt(self, sender: Sender) -> bool:
         members = len(self._client.members)
@@ -98,6 +109,10 @@ class WeightSender:
             self._close()
             self._source.finish_pass()
             return False
+        except BroadcastError:
+            self._close()
+            self._source.finish_pass()
+            raise
         self._source.finish_pass()
         if len(self._client.members) < members:  # lost after it had received: the others need no other attempt
             self._close()
@@ -107,7 +122,7 @@ class WeightSender:
         """Form the group where there is none; whether there is one now, else no engine is left."""
         while self._sender is None and self._client.members:
             try:
-                self._sender = self._gloo() if self._device.backend == "gloo" else self._nccl()
+                self._sender = self._gloo() if self._transport == "gloo" else self._nccl()
             except EnginesLostError:
                 continue
         return self._sender is not None
@@ -131,9 +146,11 @@ class WeightSender:
 
         return NcclSender(self._source, self._client, self._address, self._timeout_s)
 
-    def _metrics(self) -> dict[str, float]:
-        seconds = {f"broadcast/{phase}_s": self._client.seconds[phase] for phase in PHASES}
-        return seconds | {
-            "broadcast/bytes": float(self._client.sent_bytes),
-            "broadcast/engines": float(len(self._client.members)),
-        }
+    def _take_metrics(self) -> dict[str, float]:
+        """Of all that was done since they were taken last."""
+        client = self._client
+        taken = {f"broadcast/{phase}_s": client.seconds[phase] for phase in PHASES}
+        taken |= {"broadcast/bytes": float(client.sent_bytes), "broadcast/engines": float(len(client.members))}
+        client.seconds.clear()
+        client.sent_bytes = 0
+        return taken

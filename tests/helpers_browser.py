@@ -13,9 +13,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import pytest
 from websockets.sync.client import connect
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+needs_browser = pytest.mark.skipif(
+    BROWSER is None, reason="NOT CHECKED: reports in a browser, without Chromium on PATH"
+)
+"""On tests that do without where there is none: Chromium is no package of pip's, and `make test` runs everywhere."""
 FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking")
 FLAGS += ("--disable-component-update", "--disable-sync", "--disable-quic", "--hide-scrollbars")
 START_S = 60

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -99,26 +100,38 @@ def assert_nothing_left(leader: int, memory: set[str], within_s: float, but: tup
     return took
 
 
-def assert_memory_freed(before: set[str]) -> None:
-    """Nothing is in /dev/shm that was not there before; what a neighbour has there for a moment goes by itself."""
+def litter(before: set[str]) -> set[str]:
+    """What is new in /dev/shm and in no process's memory, after a minute for what goes by itself.
+
+    Other tests run at the same time: what they have there is mapped by their processes.
+    """
     deadline = time.monotonic() + 60
-    while left := shared_memory() - before:
-        assert time.monotonic() < deadline, left
+    while left := shared_memory() - before - mapped_shared_memory(psutil.pids()):
+        if time.monotonic() > deadline:
+            break
         time.sleep(0.2)
+    return left
 
 
-def killed(place: Path, call: str, *arguments: str, program: str = "killed_train.py") -> tuple[float, int]:
+def assert_memory_freed(before: set[str]) -> None:
+    """Nothing was left in /dev/shm."""
+    assert litter(before) == set()
+
+
+def killed(place: Path, call: str, *arguments: str, program: str = "killed_train.py") -> tuple[float, int, str]:
     """Run until the driver kills itself in `call`, as `program` says.
 
     Returns:
-        seconds until the last process but for `RAYS_OWN` had ended, and the driver's process id.
+        seconds until the last process but for `RAYS_OWN` had ended, the driver's process id, and its last line.
     """
     before = shared_memory()
     process = start(place, *arguments, program=(str(ROOT / "tests" / program), call))
     process.wait(timeout=540)  # what it prints until then fits into the pipe
     ended = assert_nothing_left(process.pid, before, ORPHANS_S, but=RAYS_OWN)
     assert process.returncode == -signal.SIGKILL, process.communicate()[0][-3000:]
-    return ended, process.pid
+    assert process.stdout is not None
+    printed = os.read(process.stdout.fileno(), 1 << 16).decode()  # not to its end: Ray's own may hold the pipe open
+    return ended, process.pid, printed.rstrip().rpartition("\n")[2]
 
 
 def signalled(

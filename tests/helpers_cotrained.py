@@ -71,6 +71,12 @@ def full_parameters(engine: Any) -> dict[str, torch.Tensor]:
     return found
 
 
+def score_and_train(discriminator: Any, mine: list[Group], step: int) -> dict[str, float]:
+    metrics = discriminator.score(mine, step)
+    discriminator.step()
+    return metrics
+
+
 def first_step(discriminator: Any, mine: list[Group]) -> tuple[dict[str, float], dict[str, torch.Tensor], float]:
     """A step, the whole gradient that it used, and the norm of it that DeepSpeed found."""
     from deepspeed.utils import safe_get_full_grad
@@ -83,7 +89,7 @@ def first_step(discriminator: Any, mine: list[Group]) -> tuple[dict[str, float],
         step()
 
     engine.step = spy
-    metrics = discriminator.score_and_train(mine, 0)
+    metrics = score_and_train(discriminator, mine, 0)
     engine.step = step
     return metrics, gradients, float(engine.get_global_grad_norm())
 
@@ -103,7 +109,7 @@ def poisoned_step(discriminator: Any, rank: int, ranks: int) -> tuple[str, bool]
     batch = groups(99)
     batch[3].prompt.token_ids[:] = [POISONED]
     try:
-        discriminator.score_and_train(batch[rank::ranks], 99)
+        score_and_train(discriminator, batch[rank::ranks], 99)
     except NonFiniteError as error:
         after = full_parameters(engine)
         return str(error), all(torch.equal(before[k].nan_to_num(), after[k].nan_to_num()) for k in before)
@@ -124,13 +130,13 @@ def warm_up(c: Config, device: Any, rank: int, ranks: int, folder: Path) -> dict
     from learner.cotrained import CotrainedDiscriminator
 
     warm = CotrainedDiscriminator(c, device, ranks)
-    metrics = [warm.score_and_train(share(0, rank, ranks), 0)]
+    metrics = [score_and_train(warm, share(0, rank, ranks), 0)]
     warm.save(folder)
-    metrics += [warm.score_and_train(share(0, rank, ranks), step) for step in (1, 2)]
+    metrics += [score_and_train(warm, share(0, rank, ranks), step) for step in (1, 2)]
     again = CotrainedDiscriminator(c, device, ranks)
     again.load(folder)
-    resumed = [again.score_and_train(share(0, rank, ranks), step) for step in (1, 2)]
-    alone = again.score_and_train([], 1)
+    resumed = [score_and_train(again, share(0, rank, ranks), step) for step in (1, 2)]
+    alone = score_and_train(again, [], 1)
     return {"metrics": metrics, "resumed": resumed, "alone": alone}
 
 
@@ -148,18 +154,18 @@ def main(spec: dict[str, Any], folder: Path, rank: int) -> None:
             found, gradients, norm = first_step(discriminator, mine)
             metrics.append(found)
         else:
-            metrics.append(discriminator.score_and_train(mine, step))
+            metrics.append(score_and_train(discriminator, mine, step))
         scores |= expert_scores(mine)
     before = full_parameters(discriminator._engine)
     unpaired = [group(1, random.Random(0), paired=False)] if rank == 0 else []
-    without = discriminator.score_and_train(unpaired, 3)
+    without = score_and_train(discriminator, unpaired, 3)
     after = full_parameters(discriminator._engine)
     discriminator.save(folder)
-    undisturbed = [discriminator.score_and_train(share(step, rank, ranks), step) for step in range(3, 5)]
+    undisturbed = [score_and_train(discriminator, share(step, rank, ranks), step) for step in range(3, 5)]
     again = CotrainedDiscriminator(c, device, ranks)
     again.load(folder)
-    resumed = [again.score_and_train(share(step, rank, ranks), step) for step in range(3, 5)]
-    learned = [again.score_and_train(share(step, rank, ranks), step) for step in range(5, 5 + LEARN_STEPS)]
+    resumed = [score_and_train(again, share(step, rank, ranks), step) for step in range(3, 5)]
+    learned = [score_and_train(again, share(step, rank, ranks), step) for step in range(5, 5 + LEARN_STEPS)]
     warmed = warm_up(warm_config(c, spec["comparisons"]), device, rank, ranks, folder / "warm")
     error, untouched = poisoned_step(again, rank, ranks)
     (folder / f"rank-{rank}.json").write_text(

@@ -12,14 +12,18 @@ import subprocess
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-from helpers_cli import ROOT, batch_rows, mapped_shared_memory, shared_memory, start
-from helpers_redis import Server
+import redis as redis_client
+from helpers_cli import ROOT, batch_rows, litter, shared_memory, start
+from helpers_redis import Server, free_port
+from helpers_toy import toy_config
 from ray.cluster_utils import Cluster
 
 from cluster.checkpoints import newest_checkpoint
@@ -30,6 +34,10 @@ CLOCK = ROOT / "tests" / "chaos" / "clock"
 STEP = r"step \d+/"
 ENGINE, ACTOR, RANK = "EngineCore", "ray::RolloutActor", "ray::LearnerRank"
 QUEUE, REPLICA = "ray::QueueActor", "ray::ServeReplica"
+CLUSTERS_OWN = ("raylet", "gcs_server", "log_monitor.py", "monitor.py", "dashboard", "ray::DashboardAgent")
+CLUSTERS_OWN += ("ray::RuntimeEnvAgent", "ray::IDLE", "redis-server")
+"""Titles of what stays when a run has ended: the cluster itself, workers of it that do nothing, and Redis."""
+GROUPS, SAMPLES, STALENESS = 4, 4, 2
 PATIENCE_S = 600.0
 
 
@@ -56,6 +64,8 @@ class World:
     """By fault: the longest time between two steps from the fault on until the run showed that it had recovered."""
     ends: list[tuple[int, str]] = field(default_factory=list)
     """Of every life: exit status and last line."""
+    memory: set[str] = field(default_factory=shared_memory)
+    """What was in /dev/shm before the first life."""
     left: list[str] = field(default_factory=list)
     """Processes and shared memory that were there after the last life."""
     steps: int = 0
@@ -70,7 +80,28 @@ class World:
     def output(self) -> str:
         return "".join(line for _, line in self.lines)
 
+    @property
+    def started_again(self) -> list[tuple[str, str]]:
+        """For every new life of the system: whose death began it, and how many more are allowed."""
+        line = r"(the queue actor|learner rank)(?: \d)? died; the run starts again from its newest checkpoint (\(.*\))"
+        return re.findall(line, self.output)
+
     # The run.
+
+    def configure(self, model: Path, **sections: dict[str, Any]) -> None:
+        """Of two ranks, asynchronous, with rewards that can be made to go wrong and are cached in Redis."""
+        reward = {"functions": [{"name": "helpers_toy:many_e_faulty"}], "redis_url": self.redis.url}
+        self.config = toy_config(
+            self.folder,
+            model,
+            run={"name": self.run.name} | sections.pop("run"),
+            rollout={"min_actors": 1, "groups_in_flight": 4} | sections.pop("rollout"),
+            reward=reward | sections.pop("reward"),
+            queue={"groups_per_step": GROUPS, "max_staleness": STALENESS},
+            learner={"ranks": 2, "learning_rate": 1e-3},
+            cluster={"address": self.cluster.address} | sections.pop("cluster"),
+            **sections,
+        )
 
     def begin(self, *arguments: str) -> None:
         """Start the run's next life; its output is read in a thread, so that waiting has a limit."""
@@ -153,17 +184,26 @@ class World:
         seen = self.switch.with_suffix(".seen")
         return Counter(seen.read_text().split() if seen.exists() else [])
 
-    def misbehave(self, word: str, calls: int) -> None:
-        """Let at least so many more calls of the reward go wrong, then none."""
-        before = self.misdeeds().total()
+    def misbehave(self, word: str, calls: int, timeout_s: float = 5.0) -> None:
+        """Let at least so many more calls of the reward go wrong, then none; `timeout_s` is what one may take."""
+        before, usual = self.misdeeds().total(), self.switch.read_text()
         self.say(word)
         deadline = time.monotonic() + PATIENCE_S
         while self.misdeeds().total() < before + calls:
             assert time.monotonic() < deadline
             time.sleep(0.1)
         if word == "hang":
-            time.sleep(8)  # longer than the calls may take
-        self.say("slow")
+            time.sleep(1.6 * timeout_s)  # longer than the calls may take
+        self.say(usual)
+
+    def restart_redis(self) -> None:
+        """Kill it, let the run make a step without it, and start an empty one, which is used again."""
+        self.redis.kill()
+        self.until(STEP, len(self.lines))
+        self.redis.start()
+        client = redis_client.Redis.from_url(self.redis.url)
+        while not client.dbsize():
+            time.sleep(0.1)
 
     def jump(self, seconds: float) -> None:
         """The wall clock of the run's Python processes, from the true one."""
@@ -187,12 +227,13 @@ class World:
 
     # Afterwards.
 
-    def litter(self, before: set[str]) -> list[str]:
-        """What is new in /dev/shm and in no process's memory; a neighbour's is mapped by the neighbour."""
-        fresh = shared_memory() - before
-        return sorted(fresh - mapped_shared_memory(psutil.pids()))
+    def see_what_is_left(self) -> None:
+        """Of all lives: every process of this world that is not the cluster's own, and shared memory that none uses."""
+        titles = [" ".join(process.cmdline()) for process in self.processes("")]
+        self.left = [title for title in titles if not any(own in title for own in CLUSTERS_OWN)]
+        self.left += sorted(litter(self.memory))
 
-    def assert_ledger_balances(self, steps: int, groups: int) -> dict[str, Any]:
+    def assert_ledger_balances(self, steps: int) -> dict[str, Any]:
         """Counters of the whole run over all its lives, from the queue's state in the last checkpoint."""
         found = newest_checkpoint(self.run)
         assert found is not None and found[0] == steps
@@ -203,7 +244,7 @@ class World:
             leases["leased"] == leases["committed"] + leases["expired"] + leases["released"]
         )  # open: released by a save
         assert leases["committed"] == counts["consumed"] + ready + again + counts["resampled"]
-        assert counts["consumed"] == steps * groups
+        assert counts["consumed"] == steps * GROUPS
         gone = sum(counts[f"dropped_{why}"] for why in ("unscored", "straggler", "lethal"))
         assert state["next_sequence"] == counts["consumed"] + ready + len(state["waiting"]) + gone
         for m in read_metrics(self.run):
@@ -211,11 +252,15 @@ class World:
             assert q["leased"] == q["committed"] + q["expired"] + q["released"] + q["open"]
         return state
 
-    def assert_every_group_was_consumed_once(self, steps: int, groups: int, samples: int) -> None:
+    def assert_every_group_was_consumed_once(self, steps: int) -> None:
+        """And no token was older than the staleness bound, by the spans of the batches as consumed."""
         batches = batch_rows(self.run)
         assert len(batches) == steps
         leases = Counter(row["lease_id"] for batch in batches for row in batch if row["kind"] == "sample")
-        assert (len(leases), set(leases.values())) == (steps * groups, {samples})
+        assert (len(leases), set(leases.values())) == (steps * GROUPS, {SAMPLES})
+        ages = {row["step"] - span["version"] for batch in batches for row in batch for span in row["versions"] or []}
+        assert ages <= set(range(STALENESS + 1))
+        assert max(ages) > 0
 
     def assert_engines_hold_the_learners_weights(self) -> None:
         """By log-probabilities, and their greedy responses are those of the model that the learner wrote."""
@@ -236,13 +281,20 @@ class World:
             assert encoder.decode(ids[0, len(prompt) :].tolist()) == sample["response"]
 
 
-def world(folder: Path, num_cpus: int, patch: pytest.MonkeyPatch, redis: Server) -> World:
-    """A new one, with a head of `num_cpus`; its processes are known by their environment."""
+@contextmanager
+def world(folder: Path, num_cpus: int) -> Iterator[World]:
+    """A new one, with a head of `num_cpus`, which ends with the block; its processes are known by their environment."""
     (folder / "clock").write_bytes(struct.pack("d", 0.0))
-    patch.setenv("PYTHONPATH", f"{CLOCK}:{ROOT}:{ROOT / 'tests'}")
-    patch.setenv("TOY_SLOW", str(folder / "switch"))
-    patch.setenv("CHAOS_CLOCK", str(folder / "clock"))
-    redis.start()
-    store = 80 << 20
-    head = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": store}
-    return World(folder, folder / "runs" / "faults", Cluster(initialize_head=True, head_node_args=head), redis)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", f"{CLOCK}:{ROOT}:{ROOT / 'tests'}")
+        patch.setenv("TOY_SLOW", str(folder / "switch"))
+        patch.setenv("CHAOS_CLOCK", str(folder / "clock"))
+        redis = Server(free_port(), folder)
+        redis.start()
+        head = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 80 << 20}
+        made = World(folder, folder / "runs" / "faults", Cluster(initialize_head=True, head_node_args=head), redis)
+        yield made
+        if made.process:
+            made.process.kill()
+        made.cluster.shutdown()
+        redis.kill()

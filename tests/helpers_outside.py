@@ -8,6 +8,20 @@ from pathlib import Path
 import psutil
 from helpers_cli import session_members
 
+from uniapl.config_types import REDIS_PASSWORD
+from uniapl.loggers.to_wandb import API_KEY
+
+SECRETS = (
+    REDIS_PASSWORD,
+    API_KEY,
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "MLFLOW_TRACKING_TOKEN",
+    "HF_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+)
+"""Variables of the environment in which a run or one of its clients finds a password, key or token."""
+
 
 def listening(leader: int) -> dict[str, set[str]]:
     """Addresses at which the processes of `leader`'s session listen, by the process's name."""

@@ -17,8 +17,8 @@ from uniapl.config import Config
 
 
 def main() -> None:
-    """Prints one line of JSON: address and token of the Ray, its session's folder, an actor's own address,
-    and what Ray keeps of its jobs."""
+    """Prints one line of JSON: address and token of the Ray, its session's folder, an actor's own address, where it
+    is and where it looks for modules, and what Ray keeps of its jobs."""
     config = Config.model_validate({"model": {"path": "m"}, "data": {"train": ["t"], "heldout": ["h"]}})
     os.environ["RAY_AUTH_MODE"] = "disabled"
     with ray_session(config):
@@ -29,6 +29,8 @@ def main() -> None:
             "token": os.environ["RAY_AUTH_TOKEN"],
             "folder": ray._private.worker._global_node.get_session_dir_path(),
             "actor": host,
+            "here": ray.get(rank.__ray_call__.remote(lambda _: os.getcwd())),
+            "path": ray.get(rank.__ray_call__.remote(lambda _: sys.path)),
             "jobs": str(ray._private.worker.global_worker.gcs_client.get_all_job_info()),
         }
         print(json.dumps(seen), flush=True)

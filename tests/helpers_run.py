@@ -104,7 +104,7 @@ def step_metrics(step, planned, rng):
     weights = {"preference": 1 - demonstration, "demonstration": demonstration, "adversarial": 0.2, "kl": 0.01}
     weighted = {name: weights[name] * losses[name] for name in losses}
     size = sum(abs(value) for value in weighted.values())
-    times = {"generate": 2.6, "score": 0.3, "wait": 0.1, "train": 5.1, "broadcast": 0.4, "other": 0.2}
+    times = {"generate": 2.6, "score": 0.3, "wait": 0.1, "train": 5.1, "evaluate": 0.3, "broadcast": 0.4, "other": 0.2}
     times = {name: max(0.0, value * (1 + wobble(0.08))) for name, value in times.items()}
     gap = 0.35 * (1 - 0.7 * done)
     return {

@@ -33,12 +33,13 @@ def many_e_slowly(prompt: Prompt, response: str) -> float:
 def many_e_faulty(prompt: Prompt, response: str) -> float | str:
     """The same, but as the word in the file named by `TOY_SLOW` says, while it exists; `FILE.seen` tells what was done.
 
-    slow: takes 2 s; hang: comes back when the word is another; wrong: raises, returns NaN or a string in turn.
+    slow: takes 2 s, or as many as the number behind it; hang: comes back when the word is another; wrong: raises,
+    returns NaN or a string in turn.
     """
     path = Path(os.environ["TOY_SLOW"])
-    word = _word(path)
+    word, _, seconds = _word(path).partition(" ")
     if word == "slow":
-        time.sleep(2)
+        time.sleep(float(seconds or 2))
     elif word == "hang":
         _tell(path, word)
         while _word(path) == "hang":

@@ -19,9 +19,9 @@ import torch
 
 from learner.device import cpu_environment, local_device
 from uniapl.config import Config
-from uniapl.packing import partition
 from uniapl.policy import PREFIX
 from uniapl.records import Demonstration, Group, MixedBatch, Prompt, Sample, Score, VersionSpan
+from uniapl.shares import share_out
 
 LIMIT_S = 480
 PRELOADED = [
@@ -133,11 +133,8 @@ def batch(step: int = 0, huge: float = 0.0) -> MixedBatch:
 
 def share(whole: MixedBatch, rank: int, ranks: int) -> MixedBatch:
     """This rank's part of a batch, as the learner group would give it."""
-    items = [*whole.groups, *whole.demonstrations]
-    costs = [i.tokens if isinstance(i, Group) else len(i.prompt_ids) + len(i.response_ids) for i in items]
-    mine = [items[i] for i in partition(costs, ranks)[rank]]
-    groups = [i for i in mine if isinstance(i, Group)]
-    return MixedBatch(whole.step, groups, [i for i in mine if isinstance(i, Demonstration)])
+    tokens = [group.tokens for group in whole.groups]
+    return MixedBatch(whole.step, *share_out(whole.groups, tokens, whole.demonstrations, ranks)[rank])
 
 
 def full_gradients(engine: Any) -> dict[str, torch.Tensor]:

@@ -4,7 +4,8 @@
 
 CALL is a method of the learner group (step, broadcast, save) and STEP the optimizer step (from 1) that it is for; or
 CALL is next_batch, connect or start and STEP counts this process's calls of it. SECONDS after the call's beginning
-the driver dies. From outside nobody could hit a broadcast of milliseconds; so the driver tells itself when.
+the driver dies. From outside nobody could hit a broadcast of milliseconds; so the driver tells itself when. The last
+that it prints is whether the call was `UNDER_WAY`.
 """
 
 from __future__ import annotations
@@ -27,17 +28,28 @@ STEP_OF: dict[str, Callable[..., int | None]] = {
     "save": lambda group, folder: int(folder.name.removeprefix("step-").removesuffix(".partial")),
 }
 
+UNDER_WAY = "killed while the call was under way"
+RETURNED = "killed when the call had returned"
+
 COUNTED: dict[str, type] = {"next_batch": System, "connect": LearnerGroup, "start": LearnerGroup}
 
 
 def die_in(owner: type, name: str, step: int, seconds: float, step_of: Callable[..., int | None]) -> None:
     """Let `owner.name` for optimizer step `step` be the driver's last call."""
-    method = getattr(owner, name)
+    method, returned = getattr(owner, name), threading.Event()
+
+    def die() -> None:
+        os.write(sys.__stdout__.fileno(), f"\n{RETURNED if returned.is_set() else UNDER_WAY}\n".encode())
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def deadly(*arguments: Any, **named: Any) -> Any:
-        if step_of(*arguments, **named) == step:
-            threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGKILL)).start()
-        return method(*arguments, **named)
+        if step_of(*arguments, **named) != step:
+            return method(*arguments, **named)
+        threading.Timer(seconds, die).start()
+        try:
+            return method(*arguments, **named)
+        finally:
+            returned.set()
 
     setattr(owner, name, deadly)
 

@@ -66,7 +66,7 @@ def oracle_terms(batch: Any, objective: Any, known: dict[str, Known], lam: float
     if adversarial:
         found["adversarial"] = surrogate_term(adversarial, objective.adversarial, objective.surrogate, longest)
     if kl:
-        found["kl"] = average([kl_tokens(k) for k in kl], objective.kl.average, longest)
+        found["kl"] = average([kl_tokens(k) for k in kl], objective.preference.average, longest)
     return found
 
 
@@ -82,7 +82,7 @@ def demonstration_term(shown: list[Known], weighting: str) -> Tensor:
     for k in shown:
         for current, start in zip(k.current, k.start.tolist(), strict=True):
             p = math.exp(start)
-            total = total - current * (p * (1 - p) if weighting == "chord_phi" else 1.0)
+            total = total - current * (p * (1 - p) if weighting == "p_one_minus_p" else 1.0)
             count += 1
     return total / count
 

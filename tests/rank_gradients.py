@@ -18,6 +18,8 @@ from uniapl.config import Config
 from uniapl.objective.controllers import Controllers
 from uniapl.objective.rows import count_terms
 from uniapl.objective.sequences import training_sequences
+from uniapl.policy import PREFIX
+from uniapl.schedule import learning_rate
 
 
 def main(spec: dict[str, Any], out: Path, rank: int) -> None:
@@ -27,6 +29,9 @@ def main(spec: dict[str, Any], out: Path, rank: int) -> None:
     for name, case in spec["cases"].items():
         c = config(spec["model"], case["objective"], row_tokens=case["row_tokens"], **case.get("learner", {}))
         found[name] = _case(c, rank, ranks)
+    if "clipped" in spec:
+        c = config(spec["model"], row_tokens=spec["checkpoint"], **spec["clipped"])
+        found["clipped"] = _clipped(c, rank, ranks)
     if "checkpoint" in spec:
         c = config(spec["model"], row_tokens=spec["checkpoint"])
         found["checkpoint"] = _checkpoint(c, out, rank, ranks)
@@ -56,8 +61,33 @@ def _case(c: Config, rank: int, ranks: int) -> dict[str, Any]:
         found[f"DeepSpeed's norm {kind}"] = float(engine.get_global_grad_norm())
         found[f"weights {kind}"] = full_weights(engine)
     engine, reference = open_engine(c, ranks)
-    found["metrics"] = train_step(engine, mine, c, weights, 1e-3, "cpu", reference)
+    found["steps"] = _spied(engine) if c.learner.steps_per_batch > 1 else []
+    found["metrics"] = train_step(engine, mine, c, weights, 1e-2, "cpu", reference)
     return found
+
+
+def _clipped(c: Config, rank: int, ranks: int) -> dict[str, Any]:
+    """The weights after one step at the rate of the warm-up's first one, which is not what AdamW was built with."""
+    engine, _ = open_engine(c, ranks)
+    weights, rate = Controllers(c.objective).weights(0), learning_rate(0, c.run.steps, c.learner)
+    metrics = train_step(engine, share(batch(), rank, ranks), c, weights, rate, "cpu")
+    return {"metrics": metrics, "weights": full_weights(engine)}
+
+
+def _spied(engine: Any) -> list[dict[str, Any]]:
+    """Takes up the weights and the gradient with which every optimizer step is made: the step forgets them."""
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    seen, step = [], engine.step
+
+    def spy() -> None:
+        named = engine.module.named_parameters()
+        weights = {name.removeprefix(PREFIX): safe_get_full_fp32_param(p).clone() for name, p in named}
+        seen.append({"weights": weights, "gradient": full_gradients(engine)})
+        step()
+
+    engine.step = spy
+    return seen
 
 
 def _checkpoint(c: Config, out: Path, rank: int, ranks: int) -> list[dict[str, float]]:

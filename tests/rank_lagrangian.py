@@ -38,7 +38,7 @@ def _train(model: str, objective: dict[str, Any], steps: int) -> list[dict[str, 
         with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
             groups = _groups(engine.module.model, tokenizer, step)
         whole, weights = MixedBatch(step, groups, _demonstrations(tokenizer)), controllers.weights(step)
-        metrics = batch_metrics(whole) | train_step(engine, whole, c, weights, 4e-3, "cpu")
+        metrics = batch_metrics(whole, c.objective, weights) | train_step(engine, whole, c, weights, 4e-3, "cpu")
         controllers.update(step, metrics)
         found.append(metrics | {f"weight/{term}": weight for term, weight in weights.items()})
     return found

@@ -35,7 +35,7 @@ def main(spec: dict[str, Any], out: Path, rank: int) -> None:
     for step in range(spec["first"], spec["first"] + 2):
         chosen = Controllers(c.objective).weights(step)
         metrics = train_step(engine, share(batch(step), rank, ranks), c, chosen, 1e-2, "cpu")
-        learned = discriminator.score_and_train(helpers_cotrained.groups(step)[rank::ranks], step)
+        learned = helpers_cotrained.score_and_train(discriminator, helpers_cotrained.groups(step)[rank::ranks], step)
         losses.append((metrics["loss/total"], learned["discriminator/loss"]))
     save_engine(engine, out)
     discriminator.save(out)

@@ -14,6 +14,7 @@ from cluster import checkpoints
 from cluster.checkpoints import (
     MANIFEST,
     installed_versions,
+    kept,
     newest_checkpoint,
     other_versions,
     require_space,
@@ -77,6 +78,15 @@ def test_a_damaged_later_checkpoint_pushes_out_no_whole_one(tmp_path: Path) -> N
     checkpoint(tmp_path, 9, keep_last=1)
     assert names(tmp_path) == ["step-00009"]
     assert newest_checkpoint(tmp_path) == (9, tmp_path / "checkpoints" / "step-00009")
+
+
+def test_what_a_run_says_that_it_goes_on_from_is_no_torn_checkpoint(tmp_path: Path) -> None:
+    assert kept(tmp_path) == "there is no checkpoint to go on from"
+    checkpoint(tmp_path, 2)
+    (checkpoint(tmp_path, 4) / "queue.json").unlink()
+    (checkpoint(tmp_path, 6) / "zero" / "state.bin").write_bytes(b"torn")
+    (checkpoint(tmp_path, 8) / MANIFEST).unlink()
+    assert kept(tmp_path) == "--resume goes on from step-00002"
 
 
 def names(run: Path) -> list[str]:

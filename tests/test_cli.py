@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,23 @@ def test_help_fits_on_a_screen_and_has_an_example(words: str, parser: argparse.A
     assert f"usage: {words} " in lines[0]
     assert lines[2], "what it does"
     assert any(line.startswith(("  uniapl ", "  eval ")) for line in lines), "an example"
+
+
+def test_the_table_in_the_docs_has_every_command_and_says_which_have_json() -> None:
+    """By its usage, in the order of the help."""
+    text = (ROOT / "docs/cli.md").read_text().partition("## ")[0]
+    told = {
+        words.replace("\\|", "|"): json.strip() for words, json in re.findall(r"(?m)^\| `(.+?)` \|.*\|(.*)\|$", text)
+    }
+    commands = {usage(parser): parser for _, parser in parsers(command_parser()) if parser.get_default("run")}
+    assert list(told) == list(commands)
+    with_json = [words for words, parser in commands.items() if "--json" in parser.format_help()]
+    assert [words for words, json in told.items() if json and not words.startswith("train")] == with_json
+
+
+def usage(parser: argparse.ArgumentParser) -> str:
+    line = parser.format_usage().splitlines()[0].removeprefix("usage: uniapl ").removesuffix(" [OPTION ...]")
+    return line.replace("...", "…")
 
 
 def test_help_imports_nothing_heavy() -> None:

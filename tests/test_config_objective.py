@@ -69,11 +69,11 @@ VALUES = [
     ("objective.adversarial.advantage_std=1", "objective.adversarial.advantage_std: got 1; allowed: true or false"),
     *(
         (f"objective.{term}.average=mean", f"objective.{term}.average: got 'mean'; allowed: {AVERAGE}")
-        for term in ("preference", "adversarial", "kl")
+        for term in ("preference", "adversarial")
     ),
     (
         "objective.demonstration.token_weight=phi",
-        "objective.demonstration.token_weight: got 'phi'; allowed: 'uniform' or 'chord_phi'",
+        "objective.demonstration.token_weight: got 'phi'; allowed: 'uniform' or 'p_one_minus_p'",
     ),
     ("objective.surrogate.ratio=word", "objective.surrogate.ratio: got 'word'; allowed: 'token' or 'sequence'"),
     (
@@ -127,6 +127,14 @@ CONFLICTS = [
         ],
         "override: objective.adversarial.as_reward: got true; allowed: false when objective.preference.weight is 0",
     ),
+    (
+        [
+            "queue.on_equal_rewards=resample",
+            "objective.adversarial={weight: 1, discriminator: embedding, as_reward: true}",
+        ],
+        "override: queue.on_equal_rewards: got 'resample'; allowed: 'keep' when objective.adversarial.as_reward is "
+        "true: the expert score tells samples of equal reward apart",
+    ),
     *(
         (
             [f"objective.{term}={{weight: {{kind: complement}}, {more}}}"],
@@ -135,7 +143,7 @@ CONFLICTS = [
         for term, more in [
             ("demonstration", "token_weight: uniform"),
             ("adversarial", "discriminator: embedding"),
-            ("kl", "average: token"),
+            ("kl", "reference: folder"),
         ]
     ),
     (

@@ -94,7 +94,7 @@ class TestLagrangian:
     @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
     def test_a_measurement_that_is_not_finite_ends_the_run_and_moves_nothing(self, bad: float) -> None:
         controllers = Controllers(objective(demonstration=LAGRANGIAN, kl=LAGRANGIAN))
-        with pytest.raises(ValueError, match=rf"^step 4: kl/reference is {bad}, the kl weight cannot follow it$"):
+        with pytest.raises(ValueError, match=rf"^step 5: kl/reference is {bad}, the kl weight cannot follow it$"):
             controllers.update(4, {"expert/nll": 2.0, "kl/reference": bad})
         assert controllers.state_dict() == {"demonstration": 0.5, "kl": 0.5}
 

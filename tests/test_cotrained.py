@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from uniapl.config import Config
+from uniapl.config import Config, ObjectiveConfig
 from uniapl.config_errors import ConfigError
 from uniapl.data.encoding import ChatEncoder
 from uniapl.data.errors import DataError
@@ -27,6 +27,7 @@ from uniapl.discriminators import check_discriminator, open_discriminator
 from uniapl.discriminators.cotrained import bradley_terry_loss, duel_batch, load_scorer, plan_duels
 from uniapl.discriminators.warm_up import WarmUp
 from uniapl.metrics import batch_metrics
+from uniapl.objective_config import TERMS
 from uniapl.records import COMPARISON_SCHEMA, Group, MixedBatch, expert_scores, put_expert_scores
 
 
@@ -302,7 +303,7 @@ class TestOnRanks:
         assert all(rank["metrics"] == runs[name][0]["metrics"] for rank in runs[name])
         batch = groups(1)
         put_expert_scores(batch, {int(lease): s for rank in runs[name] for lease, s in rank["scores"].items()})
-        expected = batch_metrics(MixedBatch(1, batch, []))
+        expected = batch_metrics(MixedBatch(1, batch, []), ObjectiveConfig(), dict.fromkeys(TERMS, 0.0))
         for key, value in runs[name][0]["metrics"][1].items():
             if key in expected:
                 assert value == pytest.approx(expected[key], rel=1e-6), key

@@ -210,6 +210,69 @@ def test_a_bad_row_is_named_or_counted(tmp_path: Path, reason: str) -> None:
     assert ledger.counts.skipped == {counted: {"rows": 1, "first": f"{path}: {message}"}}
 
 
+PROMPT, DEMONSTRATION, PAIR = (
+    {"prompt": "a"} | more for more in ({}, {"response": "b"}, {"chosen": "b", "rejected": "c"})
+)
+
+
+def test_the_columns_of_all_first_rows_tell_the_format(tmp_path: Path) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [PROMPT, DEMONSTRATION])
+    assert imported(tmp_path / "out", path).counts.without_response == 1
+    assert [row.response for row in rows_of(tmp_path / "out/train-*.arrow")] == [None, "b"]
+    conversation = {"messages": [user("one")]}
+    path = write_lines(tmp_path / "b.jsonl", [conversation, conversation | {"response": "two"}])
+    imported(tmp_path / "out-b", path)
+    assert [row.response for row in rows_of(tmp_path / "out-b/train-*.arrow")] == [None, "two"]
+
+
+FIRST_ROWS = "in none of the first rows, by which the format is plain, which ignores it"
+IGNORED: dict[str, tuple[list[dict[str, Any]], str]] = {
+    "responses": ([PROMPT] * 100 + [DEMONSTRATION], f"row 100 (line 101): column response: {FIRST_ROWS}"),
+    "pairs": ([DEMONSTRATION] * 100 + [PAIR], f"row 100 (line 101): column chosen: {FIRST_ROWS}"),
+    "pairs among others": ([PROMPT, PAIR], "row 0 (line 1): column chosen: null"),
+    "another prompt": (
+        [{"question": "a", "answer": "b"}] * 100 + [DEMONSTRATION],
+        f"row 100 (line 101): column prompt: {FIRST_ROWS}",
+    ),
+    "another response": (
+        [DEMONSTRATION, {"prompt": "a", "completion": "b"}],
+        "row 1 (line 2): column completion: a response, where other rows have it in response",
+    ),
+    "a conversation's response": (
+        [CHAT] * 100 + [{"messages": [user("a")], "response": "b"}],
+        "row 100 (line 101): column response: in none of the first rows, by which the format is chat",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", IGNORED)
+def test_no_row_loses_a_column_that_says_something(tmp_path: Path, case: str) -> None:
+    rows, message = IGNORED[case]
+    path = write_lines(tmp_path / "a.jsonl", rows)
+    with pytest.raises(DataError) as caught:
+        imported(tmp_path / "out", path)
+    assert str(caught.value).startswith(f"{path}: {message}")
+
+
+def test_what_became_of_the_rows_for_a_program(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = write_lines(tmp_path / "a.jsonl", [DEMONSTRATION, PROMPT, {"prompt": ""}])
+    assert main(["data", "import", str(path), "--out", str(tmp_path / "out"), "--on-bad-row", "skip", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["imported"], found["without_response"], found["skipped"]["empty prompt"]["rows"]) == (2, 1, 1)
+    assert [file["name"] for file in found["files"]] == ["train-00000.arrow"]
+
+
+def test_columns_that_change_nothing_may_come_late(tmp_path: Path) -> None:
+    late = {"response": None, "system": "be kind", "level": 3}
+    path = write_lines(tmp_path / "a.jsonl", [PROMPT] * 100 + [PROMPT | late])
+    assert imported(tmp_path / "out", path).counts.imported == 101
+    told = write_lines(
+        tmp_path / "b.jsonl", [PROMPT | {"response": None, "answer": "5"}, {"prompt": "c", "answer": "6"}]
+    )
+    options = {"verifier": "answer", "verifier_is": "answer"}
+    assert imported(tmp_path / "told", told, **options).counts.without_response == 2
+
+
 def _commands(config: Path) -> list[list[str]]:
     """The lines `uniapl data …` in the comments of a recipe, as arguments."""
     text = "\n".join(line.removeprefix("#").strip() for line in config.read_text().splitlines())

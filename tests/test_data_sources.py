@@ -11,6 +11,8 @@ from uniapl.data.encoding import ChatEncoder
 from uniapl.data.errors import DataError
 from uniapl.data.reader import ShardReader
 from uniapl.data.sources import DemonstrationSource, PromptSource, heldout_prompts, open_sources
+from uniapl.feed import ROW_COUNTERS
+from uniapl.mixing import MixingQueue
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +86,15 @@ def test_the_seed_decides_the_order(reader: ShardReader, encoder: ChatEncoder) -
     assert orders[0] == orders[1] != orders[2]
 
 
+def test_a_cursor_of_as_many_rows_in_other_shards_is_refused(
+    reader: ShardReader, encoder: ChatEncoder, tmp_path: Path
+) -> None:
+    (tmp_path / "other").mkdir()
+    other = _reader(tmp_path / "other", [row(i, response="Something else") for i in range(20)])
+    with pytest.raises(DataError, match=r"cursor of prompts: shards 2 of \d+ bytes \(\w+\); allowed: 2 of \d+ bytes "):
+        PromptSource(reader, encoder, 0, 32, 8).load_state_dict(PromptSource(other, encoder, 0, 32, 8).state_dict())
+
+
 @pytest.mark.parametrize(("name", "value"), [("rows", 21), ("seed", 5)])
 def test_a_cursor_of_another_data_set_or_seed_is_refused(
     reader: ShardReader, encoder: ChatEncoder, name: str, value: int
@@ -140,6 +151,27 @@ def test_a_long_response_does_not_harm_a_prompt(tmp_path: Path, encoder: ChatEnc
     prompt = source.next()
     assert prompt.expert_response == LONG
     assert prompt.expert_ids == encoder.response_ids(LONG)[:8]
+    resumed = PromptSource(_reader(tmp_path, [row(0, response=LONG)]), encoder, 0, 32, 8)
+    resumed.load_state_dict(source.state_dict())
+    assert source.cut == resumed.cut == 1
+
+
+def test_what_was_passed_over_or_cut_is_among_the_queues_counters(tmp_path: Path, encoder: ChatEncoder) -> None:
+    reader = _reader(tmp_path, [row(0, response=LONG), row(2, messages=[]), row(4)])
+    limits = {"max_prompt_tokens": 32, "max_response_tokens": 8, "on_bad_row": "skip"}
+    prompts, demonstrations = (kind(reader, encoder, 0, **limits) for kind in (PromptSource, DemonstrationSource))
+    bounds = {"max_staleness": 0, "lease_s": 1.0, "max_regenerations": 0, "max_resamples": 0}
+    queue = MixingQueue(prompts, demonstrations, needs=lambda step: (6, 3), **bounds)
+    leased = [queue.lease("a", now=0.0).task.prompt.id for _ in range(6)]
+    assert sorted(leased) == ["r0"] * 3 + ["r4"] * 3, "in three epochs"
+    assert [demonstrations.next().id for _ in range(3)] == ["r4"] * 3
+    counted = {name: queue.counters()[name] for name in ROW_COUNTERS}
+    assert min(counted.values()) > 1
+    assert counted == {
+        "skipped_prompts": prompts.skipped.total(),
+        "skipped_demonstrations": demonstrations.skipped.total(),
+        "cut_experts": 3,
+    }
 
 
 def test_an_epoch_with_nothing_usable_is_an_error(tmp_path: Path, encoder: ChatEncoder) -> None:

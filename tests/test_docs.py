@@ -204,8 +204,9 @@ class Loads(HTMLParser):
 
 
 def test_the_site_builds_strictly_and_loads_nothing_from_outside(tmp_path):
-    """`make docs`: broken links, missing pages and headings are errors. What its scripts fetch was looked at in
-    Chromium by hand: nothing. In a process of its own: mkdocstrings changes Python's limit of recursion."""
+    """`make docs`: broken links, missing pages and headings are errors; links to other sites are not followed. What
+    its scripts fetch was looked at in Chromium by hand: nothing. In a process of its own: mkdocstrings changes Python's
+    limit of recursion."""
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
     environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)

@@ -29,7 +29,7 @@ from helpers_cli import (
     train,
 )
 from helpers_exact import differences
-from helpers_outside import files_with, listening, ray_session
+from helpers_outside import SECRETS, files_with, listening, ray_session
 from helpers_replay import uniapl_replay
 from helpers_toy import toy_config
 from transformers import AutoModelForCausalLM
@@ -37,7 +37,6 @@ from transformers import AutoModelForCausalLM
 from cluster.cli import main
 from uniapl.analysis import Evaluation
 from uniapl.config import load_config
-from uniapl.config_types import REDIS_PASSWORD
 from uniapl.data.sources import heldout_prompts
 from uniapl.runlog import METRICS_FILE, read_metrics
 
@@ -91,7 +90,8 @@ def whole(folder: Path, tiny: Path) -> Whole:
     )
     before = shared_memory()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(REDIS_PASSWORD, SECRET)
+        for name in SECRETS:
+            patch.setenv(name, SECRET)
         process = start(config)
     assert process.stdout is not None
     output = ""
@@ -214,7 +214,9 @@ class TestResume:
         found = {path.stem: Evaluation.load(path) for path in sorted((resumed[1] / "eval").glob("step-*.json"))}
         assert list(found) == ["step-00006", "step-00009"]
         assert [(e.step, e.versions, len(e.samples)) for e in found.values()] == [(6, [6], 4), (9, [9], 4)]
-        told = {m["eval/step"]: m for m in read_metrics(resumed[1]) if "eval/step" in m}
+        metrics = read_metrics(resumed[1])
+        assert ["time/evaluate" in m for m in metrics] == [False] * 4 + [True] * (STEPS - 4), "of the steps made again"
+        told = {m["eval/step"]: m for m in metrics if "eval/step" in m}
         assert {step: m["step"] for step, m in told.items()} == {6.0: 7, 9.0: 10}
         for step, m in told.items():
             rate = found[f"step-{step:05.0f}"].pass_rate
@@ -317,6 +319,7 @@ def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Pat
         tiny,
         run={"name": "two", "steps": 200, "checkpoint_every": 100, "grace_seconds": 60},
         reward={"functions": [{"name": "helpers_toy:many_e_or_too_much"}]},
+        rollout={"colocate": True},
         queue={"on_equal_rewards": "resample", "max_resamples": 1},
         evaluation={"prompts": 0},
     )
@@ -342,8 +345,8 @@ def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Pat
     )
     assert len(list((place / "logs").glob("LearnerRank-*.err"))) == 1
     assert "no rollout engine" in output
-    assert output.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
     [saved] = (place / "checkpoints").iterdir()
+    assert output.rstrip().endswith(f"ended by SIGTERM; --resume goes on from {saved.name}")
     first = int(saved.name.removeprefix("step-"))
     assert [m["step"] for m in read_metrics(place)] == list(range(1, first + 1)), "with the step under way"
     assert 3 <= first < 100

@@ -1,8 +1,10 @@
-"""`uniapl eval` without an engine: verdicts, suites, scores, intervals. `test_end_to_end.py` evaluates a real run."""
+"""`uniapl eval`: verdicts, suites, scores, intervals; a model with a real engine. `test_end_to_end.py` has a run."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections import defaultdict
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from helpers_cli import environment
 from helpers_toy import toy_rows, write_shard
 from published_ifeval import FILE, LEFT_OUT, prompts, published
 
@@ -254,3 +257,44 @@ class TestCommand:
         assert main(["eval", *arguments]) == 2
         [line] = capsys.readouterr().err.strip().splitlines()
         assert re.search(message, line), line
+
+
+def test_samples_of_a_model_on_a_file_in_ifevals_form(tmp_path: Path, tiny: Path) -> None:
+    """By a real engine, as a table; two samples of each of two prompts, of which the second asks for the impossible."""
+    long = {"relation": "at least", "num_words": 100}
+    rows = [
+        {"key": 7, "prompt": "say red fox", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
+        {
+            "key": 8,
+            "prompt": "say blue bird",
+            "instruction_id_list": ["punctuation:no_comma", "length_constraints:number_words"],
+            "kwargs": [{}, long],
+        },
+    ]
+    suite = tmp_path / "mine.jsonl"
+    suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    words = ["--suite", str(suite), "--samples", "2", "--temperature", "1", "--max-tokens", "8", "--dtype", "float32"]
+    done = subprocess.run(
+        [sys.executable, "-m", "cluster.cli", "eval", str(tiny), *words],
+        cwd=tmp_path,
+        env=environment() | {"COLUMNS": "100"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    place = Path("runs") / "eval" / tiny.name / "mine-k2-t1.json"
+    *_, how, results = done.stdout.splitlines()
+    assert how.startswith("2 samples at 1, float32, up to 8 tokens, ")
+    assert results == f"results: {place}"
+    kept = json.loads((tmp_path / place).read_text())
+    first, second = (group["responses"] for group in kept["responses"])
+    assert len({one["text"] for one in first + second}) > 2, "sampled"
+    comma_free = [one["verdicts"][0]["strict"] for one in first + second]
+    assert comma_free == ["," not in one["text"] for one in first + second]
+    assert [one["verdicts"][1]["strict"] for one in second] == [False, False]
+    table = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines()]
+    shown = {cells[1]: cells[2] for cells in table if len(cells) == 6}
+    assert shown["prompts, strict"] == f"{sum(comma_free[:2]) / 4:.1%}"
+    assert shown["prompts, strict, any of the samples"] == f"{any(comma_free[:2]) / 2:.1%}"
+    assert shown["instructions, strict"] == f"{sum(comma_free) / 6:.1%}"

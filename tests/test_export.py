@@ -7,6 +7,8 @@ Shards are cut here as DeepSpeed lays them out, because a ZeRO-3 learner takes h
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import math
 import re
@@ -24,9 +26,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from cluster.checkpoints import save_checkpoint
 from cluster.cli import main
 from cluster.export import export_checkpoint
+from cluster.run_folder import save_data_record
 from learner.checkpoint import TAG
+from uniapl.analysis import Evaluation
 from uniapl.model_card import model_card
 from uniapl.policy import PREFIX
+from uniapl.report import write_report
 
 RANKS = 3
 
@@ -92,8 +97,8 @@ def test_the_folder_holds_the_weights_tokenizer_template_and_generation_config(r
 
 def test_an_earlier_step_and_another_dtype(run: Path, tied: Path, tmp_path: Path, capsys: Any) -> None:
     out = tmp_path / "deep" / "model"
-    assert main(["export", str(run), "--step", "4", "--out", str(out), "--dtype", "bfloat16"]) == 0
-    assert capsys.readouterr().out == f"model: {out}\n"
+    assert main(["export", str(run), "--step", "4", "--out", str(out), "--dtype", "bfloat16", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"model": str(out)}
     model = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
     assert model.dtype == torch.bfloat16
     source = AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32)
@@ -135,7 +140,10 @@ def test_a_checkpoint_that_is_damaged_or_of_another_model_is_one_line(
     run.mkdir(parents=True)
     toy_config(tmp_path, tied).rename(run / "config.yaml")
     assert main(["export", str(run)]) == 2
-    assert capsys.readouterr().err.strip() == f"{run}: no whole checkpoint; there are steps: none, it wrote none"
+    assert capsys.readouterr().err.strip() == (
+        f"{run}: no whole checkpoint; steps that are there: none, it wrote none; "
+        "allowed: a run that has one; model/ is what a run wrote at its end"
+    )
     other = write_checkpoint(run, 2, tiny, 1.0)
     assert main(["export", str(run)]) == 2
     line = capsys.readouterr().err.strip().splitlines()[-1]
@@ -182,3 +190,29 @@ def test_the_card_of_a_finished_run_has_its_results_and_no_secret(tmp_path: Path
     assert "| training | `data/train-*.arrow` | not there any more |  |" in card
     assert "user@cache" not in card
     assert "this model" not in model_card(run, 20, "bfloat16"), "those results are of step 30"
+
+
+@pytest.mark.parametrize(("versions", "told"), [([20], True), ([20, 21], False)])
+def test_an_evaluation_that_later_weights_had_a_part_in_is_none_of_this_model(
+    tmp_path: Path, versions: list[int], told: bool
+) -> None:
+    run = write_run(tmp_path / "local")
+    beside = dataclasses.replace(Evaluation.load(run / "eval" / "after.json"), step=20, versions=versions)
+    beside.save(run / "eval" / "step-00020.json")
+    assert ("this model" in model_card(run, 20, "bfloat16")) is told
+
+
+def test_the_data_are_written_down_once_and_told_when_they_have_gone(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "local")
+    shard = tmp_path / "train-0.arrow"
+    shard.write_bytes(b"rows")
+    config = run / "config.yaml"
+    config.write_text(config.read_text().replace("data/train-*.arrow", str(shard)))
+    assert "checksums are written down at the end" in write_report(run).read_text()
+    save_data_record(run)
+    shard.unlink()
+    digest = hashlib.sha256(b"rows").hexdigest()
+    assert f"| training | `{shard}` | 4 | `{digest}` |" in model_card(run, 30, "bfloat16")
+    page = write_report(run).read_text()
+    assert f"<td>{shard}</td><td>4</td><td><code>{digest}</code></td>" in page
+    assert "uniapl train config.yaml run.name=local-again" in page

@@ -7,6 +7,7 @@ import runpy
 from pathlib import Path
 
 import pytest
+from helpers_cli import train
 from helpers_page import page_of
 from helpers_rewards import make_prompt
 
@@ -20,6 +21,7 @@ from uniapl.records import Prompt
 from uniapl.rewards import ScoreRequest, resolve
 from uniapl.rewards.cache import MemoryCache
 from uniapl.rewards.scoring import Scorer
+from uniapl.runlog import read_metrics
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "examples" / "own_task"
@@ -82,6 +84,28 @@ def test_the_task_is_scored_by_its_own_reward_and_discriminator_and_reported(con
     Evaluation(0, samples, [], []).save(tmp_path / "eval" / "before.json")
     text = page_of(tmp_path).text
     assert "animals:no_repeats" in text and wrong in text and str(expert) in text
+
+
+@pytest.mark.timeout(300)
+def test_the_task_is_trained_on(config: Config, tmp_path: Path) -> None:
+    """One step by the command, from the example's folder, with its configuration made small."""
+    small = [
+        *(
+            "run.name=own",
+            "run.steps=1",
+            f"run.folder={tmp_path}",
+            "evaluation.prompts=0",
+            "cluster.object_store_gib=0.1",
+        ),
+        *("queue.groups_per_step=2", "queue.demonstrations_per_step=2", "rollout.group_size=2", "rollout.threads=1"),
+        *("rollout.dtype=float32", "learner.dtype=float32", f"model.path={config.model.path}"),
+        *(f"data.{name}={getattr(config.data, name)}" for name in ("train", "heldout")),
+    ]
+    train(EXAMPLE / "config.yaml", *small)
+    [step] = read_metrics(tmp_path / "own")
+    assert {"check/animals:count", "check/animals:one_word_each", "check/animals:no_repeats"} <= step.keys()
+    assert step["discriminator/paired"] == 1.0
+    assert step["weight/adversarial"] == 0.1
 
 
 class NotAsked:

@@ -1,11 +1,13 @@
 """What ends a run is told in one line, and a mistake in the code keeps its traceback.
 
-Actors that do nothing stand in for the run's parts, because only their death matters; `chaos/test_faults.py` kills the
-real ones.
+Actors that do nothing stand in for the run's parts, because only their death matters; `chaos/test_faults_short.py`
+kills the real ones.
 """
 
 from __future__ import annotations
 
+import asyncio
+import math
 import os
 import time
 from collections.abc import Callable
@@ -18,8 +20,11 @@ import ray
 from ray.exceptions import ObjectStoreFullError, RayTaskError
 
 from cluster.failures import told_in_one_line
+from cluster.step import _follow
 from cluster.system import System
+from uniapl.config import ObjectiveConfig
 from uniapl.config_errors import ConfigError
+from uniapl.objective.controllers import Controllers
 from uniapl.runlog import RunError
 
 
@@ -32,6 +37,9 @@ class Part:
 
     async def work(self) -> None:
         os._exit(1)
+
+    async def hang(self) -> None:
+        await asyncio.sleep(600)
 
     async def fail(self) -> None:
         raise ConnectionError("closed by peer")
@@ -92,6 +100,23 @@ def test_no_answer_in_time_and_no_room_are_one_line(parts: Any, tmp_path: Path) 
     assert late == f"TimeoutError: no batch within 5 s (cluster.step_timeout_s){no_checkpoint}"
     store = told(queue, [alive], tmp_path, raises(ObjectStoreFullError("no room for 8 MiB")))
     assert store.startswith("Ray's object store is full (cluster.object_store_gib), and so is the disk below it: ")
+
+
+def test_a_queue_that_does_not_run_is_told_after_the_time_of_a_step(parts: Any, tmp_path: Path) -> None:
+    queue, alive = parts
+    system = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(step_timeout_s=0.2)))
+    late = told(queue, [alive], tmp_path, lambda: System.answer(system, queue.hang.remote()))  # type: ignore[arg-type]
+    assert late.startswith("TimeoutError: the queue gave no answer within 0.2 s (cluster.step_timeout_s); there is no")
+
+
+def test_a_weight_that_cannot_follow_is_one_line_that_names_the_batch() -> None:
+    lagrangian = {"preference": {"weight": 1.0}, "kl": {"weight": {"kind": "lagrangian"}}}
+    controllers = Controllers(ObjectiveConfig.model_validate(lagrangian))
+    with pytest.raises(RunError) as error:
+        _follow(controllers, 4, {"kl/reference": math.nan}, Path("runs/r/batches/step-00004.arrow"))
+    assert str(error.value) == (
+        "step 5: kl/reference is nan, the kl weight cannot follow it; the batch is in runs/r/batches/step-00004.arrow"
+    )
 
 
 def test_a_part_at_work_is_not_taken_for_dead(ray_session: Any) -> None:

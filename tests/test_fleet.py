@@ -1,4 +1,4 @@
-"""Rollout actors that come and go: the bookkeeping. `chaos/test_faults.py` has a whole run with real ones.
+"""Rollout actors that come and go: the bookkeeping. `chaos/test_faults_short.py` has a whole run with real ones.
 
 It is tested on actors without an engine, and with Ray's resources sized for them, because a real one takes half a
 minute to start; the queue that is told of losses is the real one.
@@ -27,7 +27,7 @@ from helpers_mixing import Counting, prompt
 from actors.queue import start_queue
 from cluster import fleet as fleet_module
 from cluster import placement
-from cluster.fleet import SETTLE_S, Fleet, one_line
+from cluster.fleet import LASTED, SETTLE_S, Fleet, one_line
 from cluster.placement import Site
 from cluster.system import System
 from uniapl.config import Config
@@ -79,7 +79,9 @@ def make_fleet(
 ) -> Iterator[Callable[..., tuple[Fleet, list[str]]]]:
     """Started fleets, with the lines that they told the user."""
     monkeypatch.setattr(fleet_module, "RolloutActor", Simulated)
-    monkeypatch.setattr(fleet_module, "rollout_options", lambda config, site: {"num_cpus": CPUS, "max_concurrency": 8})
+    monkeypatch.setattr(
+        fleet_module, "rollout_options", lambda config, site, group: {"num_cpus": CPUS, "max_concurrency": 8}
+    )
     monkeypatch.setattr(placement, "ENGINE_CPUS", CPUS)
     before = free_cpus()
     made: list[tuple[Fleet, Any]] = []
@@ -145,6 +147,12 @@ class TestFleet:
         assert fleet.metrics() == {"fleet/members": 1.0, "fleet/lost": 1.0, "fleet/restarts": 1.0}
         fleet.admit()
         until(fleet, lambda: ray.get(queue.stats.remote())["open"] == 2)
+        for _ in range(LASTED):
+            fleet.admit()
+        kill(fleet, 1)
+        until(fleet, lambda: len(notes) == 2)
+        assert notes[1].endswith("it is started again (up to 3 times)"), "one that lasted uses none of them up"
+        assert fleet.metrics()["fleet/restarts"] == 2.0
 
     def test_prompts_of_an_engine_that_is_lost_in_evaluation_are_done_by_the_others(self, make_fleet: Any) -> None:
         fleet, notes = make_fleet(actors=3)
@@ -172,6 +180,7 @@ class TestFleet:
             until(fleet, lambda: False)
         assert len(notes) == 4
         assert sum("not started again" in note for note in notes) == 2
+        assert fleet.metrics()["fleet/lost"] == 4.0
         assert fleet.metrics()["fleet/restarts"] == 2.0
 
     def test_an_engine_that_cannot_start_at_all_ends_the_run_with_its_error(

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from learner.statistics import importance_metrics, step_metrics
+from learner.statistics import checked_loss, importance_metrics, step_metrics
 from uniapl.objective.objective import REDUCED
 
 TOKENS = ("tokens/trained", "tokens/rows", "tokens/computed", "tokens/reference", "tokens/entropy")
@@ -39,6 +39,12 @@ class TestImportanceWeights:
         assert 1 / len(logs) - 1e-9 <= found["importance/ess"] <= 1 + 1e-9
 
 
+@pytest.mark.parametrize("key", ["loss/total", "loss/demonstration", "loss/kl"])
+def test_a_term_that_is_only_measured_is_checked_like_the_loss(key: str) -> None:
+    assert checked_loss(BARE | {"loss/total": 2.0}) == 2.0
+    assert checked_loss(BARE | {key: math.inf}) == math.inf
+
+
 class TestStepMetrics:
     WEIGHTS = {"demonstration": 0.5, "preference": 0.0, "adversarial": 0.2, "kl": 0.0}
 
@@ -51,16 +57,20 @@ class TestStepMetrics:
         assert (found["share/demonstration"], found["share/adversarial"]) == (0.5, 0.5)
 
     def test_a_term_without_weight_is_left_out(self) -> None:
-        found = self.found(tokens__sampled=6.0)
+        found = self.found(tokens__sampled=6.0, tokens__adversarial=4.0, sum__clipped_adversarial=1.0)
         assert not any("preference" in key or key in ("loss/kl", "ratio/clip_fraction") for key in found)
-        assert "ratio/clip_fraction_adversarial" in found
+        assert found["ratio/clip_fraction_adversarial"] == 0.25, "of the tokens that the term counts"
 
     def test_what_was_not_measured_is_left_out(self) -> None:
         assert not self.found().keys() & {"expert/nll", "ratio/mean", "kl/reference", "entropy/exact"}
 
     def test_a_mean_is_over_the_tokens_that_were_measured(self) -> None:
         found = self.found(
-            tokens__sampled=6.0, tokens__reference=6.0, sum__kl_reference=3.0, sum__entropy_estimate=12.0
+            tokens__sampled=6.0,
+            tokens__adversarial=6.0,
+            tokens__reference=6.0,
+            sum__kl_reference=3.0,
+            sum__entropy_estimate=12.0,
         )
         assert found["kl/reference"] == 0.5
         assert found["entropy/estimate"] == 2.0

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_outside import SECRETS, files_with
 
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
@@ -19,6 +20,8 @@ from uniapl.loggers.to_wandb import API_KEY
 from uniapl.runlog import RunLog, read_metrics
 
 ALL: dict[str, Any] = {"tensorboard": False, "wandb": {"project": "p"}, "mlflow": {}, "trackio": {"project": "t"}}
+SECRET = "planted0secret0" * 3
+"""Of the length that W&B wants a key to have."""
 LOGGED = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
 """Steps 1 to 3, then from a checkpoint after step 2 on, 3 and 4."""
 
@@ -41,6 +44,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("logged")
     with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # a logger that failed would say so
+        for name in SECRETS:
+            patch.setenv(name, SECRET)
         patch.setenv("TRACKIO_DIR", str(folder / "trackio"))
         for resume, steps in ((False, (1, 2, 3)), (True, (3, 4))):
             log = RunLog(folder, False, open_loggers(config(ALL), folder, resume))
@@ -84,6 +89,10 @@ def test_trackio_goes_on_with_the_same_run(run: Path) -> None:
     assert len({row[0] for row in rows}) == 1
     assert {row[1] for row in rows} == {"mine"}
     assert [(row[2], json.loads(row[3])["loss/total"]) for row in rows] == [(s, LOGGED[s]) for s in (1, 2, 3, 3, 4)]
+
+
+def test_keys_and_passwords_of_the_environment_are_in_none_of_the_files_that_clients_leave(run: Path) -> None:
+    assert files_with(run, SECRET) == []
 
 
 def _history(record: Any) -> dict[str, float]:

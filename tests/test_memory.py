@@ -38,7 +38,9 @@ def whole_step(vocabulary: int, folder: Path) -> dict[str, float]:
     rows, counts = make_rows([[[s]] for s in sequences]), count_terms(sequences)
     before = held("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    rows_loss(policy(rows), rows, counts, WEIGHTS, ObjectiveConfig()).loss.backward()
+    logprobs, entropies = policy(rows, True)  # with the exact entropy, as in a step with diagnostics
+    assert entropies.isfinite().all()
+    rows_loss(logprobs, rows, counts, WEIGHTS, ObjectiveConfig()).loss.backward()
     weights = sum(p.numel() for p in policy.parameters()) * 4 / 2**20
     return {"transient": held("VmHWM") - before, "weights": weights}
 

@@ -75,16 +75,24 @@ def test_a_commit_counts_up_to_the_deadline_and_not_after_it():
     assert commit(queue, late, now=10.1) == Refused("expired")
 
 
-def test_an_expired_prompt_is_leased_again_in_its_old_place_and_attempt():
-    queue = make_queue(lease_s=10.0)
+def test_an_expired_prompt_is_leased_again_in_its_old_place_as_a_straggler():
+    queue = make_queue(lease_s=10.0, reissues=1)
     first = queue.lease("a", 0.0)
     queue.lease("a", 5.0)
     assert queue.expire(11.0) == 1
     again = queue.lease("b", 11.0)
-    assert again.task == first.task
+    assert (again.task.prompt, again.sequence, again.attempt) == (first.prompt, first.sequence, 1)
     assert again.id == 2
     assert commit(queue, first, now=11.0) == Refused("expired")
     assert commit(queue, again, now=11.0) == Committed("ready")
+
+
+def test_a_prompt_whose_leases_all_expire_is_dropped_for_another():
+    queue = make_queue(groups=1, lease_s=10.0, reissues=2)
+    leases = [queue.lease("a", 11.0 * life) for life in range(4)]
+    assert [(lease.prompt.id, lease.attempt) for lease in leases] == [("0", 0), ("0", 1), ("0", 2), ("1", 0)]
+    counters = queue.counters()
+    assert (counters["stragglers_reissued"], counters["dropped_straggler"], counters["expired"]) == (2, 1, 3)
 
 
 def test_a_released_lease_is_given_again_and_cannot_be_committed():

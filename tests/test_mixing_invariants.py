@@ -43,11 +43,26 @@ class MixingQueueMachine(RuleBasedStateMachine):
     def lease(self, actor):
         overdue = sum(lease.deadline < self.now for lease in self.queue._leases.open.values())
         room = self.queue.admissible + overdue
+        self.expect_expiry()
         lease = self.queue.lease(actor, self.now)
         assert (lease is None) == (room == 0)
         if lease is not None:
             assert all(lease.id > other.id for other in self.given + self.ended)
             self.given.append(lease)
+
+    def expect_expiry(self):
+        """The next call of the queue ends the overdue leases, each as a straggler's."""
+        for lease in self.queue._leases.open.values():
+            if lease.deadline < self.now:
+                self.keep_account_of_straggler(lease)
+
+    def keep_account_of_straggler(self, lease):
+        """Whether its prompt is to be leased again."""
+        thrown_away = self.thrown_away.setdefault(lease.sequence, {})
+        again = list(thrown_away.values()).count("reissued") < self.options["reissues"]
+        assert lease.attempt == len(thrown_away)
+        thrown_away[lease.attempt] = "reissued"
+        return again
 
     def take(self, index):
         """One of the leases that no commit was tried for, open or not."""
@@ -62,6 +77,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
         lease = self.take(index)
         was_open = lease.id in self.queue._leases.open
         version = max(0, self.published_version - behind)
+        self.expect_expiry()
         result = commit(self.queue, lease, version, ["bad"] * unscored, self.now, equal=equal)
         assert isinstance(result, Committed if was_open and self.now <= lease.deadline else Refused)
         if isinstance(result, Committed):
@@ -114,9 +130,10 @@ class MixingQueueMachine(RuleBasedStateMachine):
         if not self.ended:
             return
         before = self.queue.counters()
+        self.expect_expiry()
         assert isinstance(commit(self.queue, self.ended[index % len(self.ended)], now=self.now), Refused)
         changed = {k for k, v in self.queue.counters().items() if v != before[k]}
-        assert changed <= {"refused", "expired", "open", "waiting"}
+        assert changed <= {"refused", "expired", "open", "waiting", "stragglers_reissued", "dropped_straggler"}
 
     @rule(index=st.integers(0, 9), reason=st.sampled_from(["", NEW_WEIGHTS, STRAGGLER]))
     def release(self, index, reason):
@@ -126,10 +143,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
         was_open = lease.id in self.queue._leases.open
         assert self.queue.release(lease.id, reason) == was_open
         if was_open and reason == STRAGGLER:
-            thrown_away = self.thrown_away.setdefault(lease.sequence, {})
-            again = list(thrown_away.values()).count("reissued") < self.options["reissues"]
-            assert (lease.sequence in self.queue._waiting) == again
-            thrown_away[lease.attempt] = "reissued"
+            assert (lease.sequence in self.queue._waiting) == self.keep_account_of_straggler(lease)
 
     @rule(actor=ACTORS)
     def drop_actor(self, actor):
@@ -150,6 +164,7 @@ class MixingQueueMachine(RuleBasedStateMachine):
 
     @rule()
     def expire(self):
+        self.expect_expiry()
         self.queue.expire(self.now)
         assert all(lease.deadline >= self.now for lease in self.queue._leases.open.values())
 
@@ -189,7 +204,9 @@ class MixingQueueMachine(RuleBasedStateMachine):
         assert c["leased"] == c["committed"] + c["expired"] + c["released"] + c["open"]
         thrown_away = c["dropped_stale"] + c["dropped_unscored"] + c["regenerated"] + c["resampled"]
         assert c["committed"] == c["consumed"] + c["ready"] + thrown_away
-        assert c["released"] >= c["aborted"] + c["stragglers_reissued"] + c["dropped_straggler"] + c["dropped_lethal"]
+        stragglers = c["stragglers_reissued"] + c["dropped_straggler"]
+        assert c["expired"] <= stragglers
+        assert c["released"] + c["expired"] >= c["aborted"] + stragglers + c["dropped_lethal"]
         assert min(v for v in c.values() if isinstance(v, int)) >= 0
 
     @invariant()

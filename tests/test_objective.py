@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from oracle_batches import LONGEST, random_batch
 from torch import Tensor
 
@@ -59,6 +61,19 @@ class TestAdvantages:
     @pytest.mark.parametrize("values", [[0.3, 0.3, 0.3], [1.0], []])
     def test_equal_values_or_a_single_sample_give_exactly_zero(self, values: list[float]) -> None:
         assert group_advantages(values, True) == [0.0] * len(values)
+
+    def test_huge_values_overflow_nowhere_on_the_way(self) -> None:
+        assert group_advantages([1e308, 1e308, -1e308], True) == pytest.approx([0.5**0.5, 0.5**0.5, -(2.0**0.5)])
+        assert group_advantages([1e200, 0.0], True) == [1.0, -1.0]
+        assert group_advantages([1e200, 0.0], False) == [5e199, -5e199]
+        assert group_advantages([1.7e308, -1.7e308, -1.7e308], False)[0] == math.inf
+
+    @given(st.lists(st.floats(-100, 100).filter(lambda v: v == 0 or abs(v) > 1e-3), min_size=2), st.booleans())
+    def test_they_are_those_of_the_plain_formula_to_the_bit(self, values: list[float], divide: bool) -> None:
+        mean = math.fsum(values) / len(values)
+        std = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / len(values))
+        plain = [(v - mean) / (std + 1e-6) if divide else v - mean for v in values]
+        assert group_advantages(values, divide) == (plain if len(set(values)) > 1 else [0.0] * len(values))
 
     @pytest.mark.parametrize("bad", [math.nan, math.inf])
     def test_values_that_are_not_finite_are_refused(self, bad: float) -> None:
@@ -143,7 +158,7 @@ class TestDemonstrationLoss:
     def test_chord_weights_tokens_by_p_1_minus_p_without_gradient(self) -> None:
         p = torch.tensor([0.5, 0.999999, 0.2, 0.3])
         logp = torch.log(p).requires_grad_()
-        found = demonstration_loss(logp, logp.detach(), torch.tensor([1.0, 1.0, 1.0, 0.0]), "chord_phi")
+        found = demonstration_loss(logp, logp.detach(), torch.tensor([1.0, 1.0, 1.0, 0.0]), "p_one_minus_p")
         found.sum().backward()
         assert logp.grad is not None
         assert logp.grad.tolist() == pytest.approx([-0.25, -1e-6, -0.16, 0.0], rel=0.05)
@@ -195,7 +210,7 @@ class TestUnifiedLoss:
         assert torch.equal(gradient, torch.zeros(6))
 
     @pytest.mark.parametrize("options", [{}, {"surrogate": {"ratio": "sequence", "correction": "sequence"}}], ids=str)
-    def test_without_the_other_weights_it_is_grpo_to_the_bit(self, options: dict[str, Any]) -> None:
+    def test_experts_and_demonstrations_without_weight_change_nothing_to_the_bit(self, options: dict[str, Any]) -> None:
         """A batch with experts and demonstrations gives, at mu = lambda = 0, what one without any gives."""
         batch = random_batch(1)
         bare = random_batch(1, demonstrations=0)
@@ -224,6 +239,7 @@ class TestUnifiedLoss:
         found, _ = run(sequences, weights(preference=1.0), torch.full((6,), -1.0), proximal=proximal)
         assert {key: found.sums[key] for key in REDUCED if key.startswith(("tokens/", "sum/"))} == {
             "tokens/sampled": 6.0,
+            "tokens/adversarial": 0.0,
             "tokens/demonstration": 0.0,
             "sum/ratio": 6.0,
             "sum/correction": 6.0,
@@ -299,18 +315,24 @@ class TestExtremes:
         given = weights(preference=1.0, adversarial=0.5, demonstration=1.0, kl=0.1)
         found, gradient = run(sequences, given, ratio=ratio, proximal=proximal, correction=correction)
         assert gradient.isfinite().all()
-        assert found.token_loss.isfinite().all()
+        assert found.finite.all()
         assert all(math.isfinite(value) for value in found.sums.values())
         assert gradient[2:4].abs().min() > 0, "the other sample still learns"
 
     def test_infinities_outside_a_term_do_not_reach_it(self) -> None:
         sequences = [sampled(1, preference=1.0), demonstrated(1)]
-        for at, given in [(0, weights(demonstration=1.0)), (1, weights(preference=1.0))]:
+        for at, chosen in [(0, weights(demonstration=1.0)), (1, weights(preference=1.0))]:
             logprobs = torch.tensor([-1.0, -1.0])
             logprobs[at] = -math.inf
-            found, gradient = run(sequences, given, logprobs)
+            found, gradient = run(sequences, chosen, logprobs)
             assert found.loss.item() == {0: 1.0, 1: -1.0}[at]
             assert gradient.tolist() == ([0.0, -1.0] if at == 0 else [-1.0, 0.0])
+
+    def test_a_term_that_is_only_measured_names_its_token_too(self) -> None:
+        logprobs = torch.tensor([-1.0, -math.inf, -1.0])
+        found, _ = run([sampled(1, preference=1.0), demonstrated(2)], weights(preference=1.0), logprobs)
+        assert found.loss.isfinite()
+        assert found.finite.tolist() == [True, False, True]
 
     def test_float64_stays_float64(self) -> None:
         found, gradient = run([sampled(preference=1.0)], weights(preference=1.0), torch.full((3,), -1.2).double())

@@ -42,7 +42,8 @@ class TestSequences:
     @pytest.mark.parametrize("term", ["preference", "adversarial", "kl"])
     def test_shares_by_average(self, term: str, average: str, shares: list[tuple[float, float]]) -> None:
         group = make_group([1.0, 0.0], [0.5, 0.1], [2, 4])
-        found = self.of(group, weights(**{term: 1.0}), **{term: {"average": average}})
+        section = "preference" if term == "kl" else term
+        found = self.of(group, weights(**{term: 1.0}), **{section: {"average": average}})
         assert [(s.terms[term].token_weight, s.terms[term].count) for s in found] == shares
         assert [list(s.terms) for s in found] == [[term], [term]]
         assert count_terms(found)[TERMS.index(term)] == sum(count for _, count in shares)
@@ -84,13 +85,15 @@ class TestSequences:
 
     def test_as_reward_the_expert_score_shapes_the_reward_and_is_no_term(self) -> None:
         options = {"adversarial": {"as_reward": True}, "preference": {"advantage_std": False}}
-        group = make_group([1.0, 0.0, 1.0], [0.2, 0.8, None], [1, 1, 1])
-        found = self.of(group, weights(preference=1.0, adversarial=0.5), **options)
-        shaped = [1.1, 0.4, 1.0]
-        assert [s.terms["preference"].advantage for s in found] == pytest.approx([r - 2.5 / 3 for r in shaped])
+        given = weights(preference=1.0, adversarial=0.5)
+        group = make_group([1.0, 0.0, 1.0], [0.2, 0.8, 0.6], [1, 1, 1])
+        found = self.of(group, given, **options)
+        shaped = [1.1, 0.4, 1.3]
+        assert [s.terms["preference"].advantage for s in found] == pytest.approx([r - 2.8 / 3 for r in shaped])
         assert [list(s.terms) for s in found] == [["preference"]] * 3
-        plain = self.of(group, weights(preference=1.0), **options)
-        assert [s.terms["preference"].advantage for s in plain] == pytest.approx([1 / 3, -2 / 3, 1 / 3])
+        one_without = make_group([1.0, 0.0, 1.0], [0.2, 0.8, None], [1, 1, 1])
+        for plain in (self.of(group, weights(preference=1.0), **options), self.of(one_without, given, **options)):
+            assert [s.terms["preference"].advantage for s in plain] == pytest.approx([1 / 3, -2 / 3, 1 / 3])
 
     def test_an_unscored_sample_reaches_no_preference_term(self) -> None:
         group = make_group([1.0, None], [0.1, 0.2], [1, 1])

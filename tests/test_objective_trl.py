@@ -182,7 +182,6 @@ def test_loss_gradient_and_clip_fraction_agree(
     objective = ObjectiveConfig.model_validate(
         {
             "preference": {"average": average, "clip_low": 0.15, "clip_high": 0.3},
-            "kl": {"average": average},
             "surrogate": {"ratio": level, "correction": correction, "cap": 1.4, "floor": 0.7},
         }
     )

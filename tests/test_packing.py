@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from uniapl.packing import efficiency, longest_row, pack, pack_balanced, partition
+from uniapl.packing import longest_row, pack, pack_balanced, partition
 
 BUDGET = 240
 lengths_of = st.lists(st.integers(1, BUDGET), max_size=60)
@@ -56,18 +56,11 @@ def test_a_sequence_longer_than_a_row_is_named(make):
         make([7, 101], 100)
 
 
-@given(lengths_of, st.integers(0, 5))
-def test_balanced_packing_makes_exactly_the_rows_asked_for(lengths, more):
-    rows = len(pack(lengths, BUDGET)) + more
-    packed = pack_balanced(lengths, BUDGET, rows)
-    assert len(packed) == rows
-    assert every_item_once(packed, lengths)
-
-
 @given(lengths_of)
 def test_balanced_packing_never_makes_the_longest_row_longer(lengths):
     rows, balanced = pack(lengths, BUDGET), pack_balanced(lengths, BUDGET)
     assert len(balanced) == len(rows)
+    assert every_item_once(balanced, lengths)
     assert longest_row(lengths, balanced) <= longest_row(lengths, rows) <= BUDGET
 
 
@@ -81,11 +74,6 @@ def test_balanced_packing_evens_out_what_first_packing_leaves_ragged():
     lengths = [30, 30, 30, 30, 30, 30]
     assert [len(row) for row in pack(lengths, 150)] == [5, 1]
     assert [len(row) for row in pack_balanced(lengths, 150)] == [3, 3]
-
-
-def test_balanced_packing_says_how_many_rows_are_needed():
-    with pytest.raises(ValueError, match=r"^rows is 1; allowed: >= 2, what the sequences need$"):
-        pack_balanced([60, 60], 100, rows=1)
 
 
 @given(st.lists(st.integers(0, 1000), max_size=50), st.integers(1, 8))
@@ -126,10 +114,4 @@ def test_row_lengths_do_not_depend_on_the_order_of_the_sequences(lengths, random
 
 def test_nothing_packs_into_nothing():
     assert pack([], 10) == pack_balanced([], 10) == []
-    assert pack_balanced([], 10, rows=2) == [[], []]
     assert partition([], 2) == [[], []]
-
-
-def test_efficiency_is_the_filled_share_of_the_rows():
-    assert efficiency([50, 25], [[0], [1]], 50) == 0.75
-    assert efficiency([], [], 50) == 1.0

@@ -43,10 +43,6 @@ def responses(config: Config) -> Iterator[list[int]]:
         yield encoder.response_ids(text)[: config.rollout.max_tokens]
 
 
-def _sample(ids: list[int], reward: float) -> Sample:
-    return Sample(ids, [-1.0] * len(ids), [VersionSpan(0, len(ids), 0)], "", "stop", Score(reward, expert_score=0.1))
-
-
 def batches(config: Config) -> Iterator[MixedBatch]:
     prompts, demonstrations = open_sources(config)
     said = responses(config)

@@ -212,6 +212,9 @@ def test_tokens_and_seconds_of_a_synchronous_step_by_hand() -> None:
     assert found is not None
     assert (found.generate_s, found.train_s, found.broadcast_s, found.step_s) == (2.0, 10.0, 0.5, 12.5)
     assert (found.bottleneck, found.staleness_mean, found.staleness_max) == ("training", 0.0, 0)
+    thrice = settings(objective={"demonstration": {"weight": 0.5}}, learner={"steps_per_batch": 3})
+    longer = pace(thrice, tokens, Rates(generate=960, train=768), sent_bytes=2 * 10**9, bandwidth=4.0)
+    assert longer is not None and longer.train_s == 3 * found.train_s
 
 
 @pytest.mark.parametrize(
@@ -365,11 +368,13 @@ def test_processes_on_cpus_share_the_machine() -> None:
     assert "into 16.0 GiB" in said.what
 
 
-@pytest.mark.parametrize(("name", "gpus"), [("qwen3-0.6b", 8), ("qwen3-4b", 16), ("qwen3-32b", 48)])
+@pytest.mark.parametrize(
+    ("name", "gpus"), [("qwen3-0.6b", 8), ("qwen3-0.6b-1gpu", 1), ("qwen3-4b", 16), ("qwen3-32b", 48)]
+)
 def test_the_recipes_fit_on_the_machines_that_they_name(tmp_path: Path, name: str, gpus: int) -> None:
     path = Path(__file__).parents[1] / "configs" / f"{name}.yaml"
     assert f"--gpus {gpus}\n" in path.read_text(encoding="utf-8")
-    config = load_config(path, [f"model.path={write_config(name, tmp_path)}"])
+    config = load_config(path, [f"model.path={write_config(name.removesuffix('-1gpu'), tmp_path)}"])
     plan = make_plan(config, Machines(gpus=gpus), Rates())
     assert (plan.misfits, plan.gpus) == ([], gpus)
     assert plan.engine is not None

@@ -136,7 +136,7 @@ def test_constraints_show_both_rates(full_run, full_page):
 
 
 def test_config_and_versions_tell_how_to_run_it_again(full_page):
-    assert "uniapl train config.yaml" in full_page.text
+    assert "uniapl train config.yaml run.name=local-again" in full_page.text
     assert "path: models/smollm2-135m-instruct" in full_page.text and "vllm 0.32.0" in full_page.text
 
 
@@ -230,6 +230,7 @@ def test_long_runs_stay_small_and_say_that_points_are_means(tmp_path):
 @pytest.mark.parametrize(
     ("file", "text", "error", "said"),
     [
+        ("data.json", "[[1]]", RunError, r"data\.json: not the rows of a table"),
         ("versions.json", "[", RunError, r"versions\.json: not a JSON object"),
         ("eval/before.json", "{}", RunError, r"before\.json: not a saved evaluation"),
         ("metrics.jsonl", "x\n", RunError, r"metrics\.jsonl line 1: not valid JSON"),

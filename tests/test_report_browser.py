@@ -5,18 +5,17 @@ Needs a Chromium on the PATH; `test_security_report.py` checks the same with Pyt
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from helpers_browser import BROWSER, needs_browser
 from test_security_report import HARMLESS, HOSTILE, run_with
 
 from uniapl.report import write_report
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+pytestmark = needs_browser
 OWNED = "OWNED"
 MARK = [f"<img src=x onerror=\"document.title='{OWNED}'\">", f"<script>document.title='{OWNED}'</script>"]
 TEXTS = {

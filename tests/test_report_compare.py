@@ -93,6 +93,8 @@ def test_the_command_writes_where_it_is_told_and_says_so(runs, tmp_path, capsys)
     out = tmp_path / "both.html"
     assert main(["report", *map(str, runs[:2]), "--out", str(out)]) == 0
     assert capsys.readouterr().out == f"comparison: {out}\n" and out.is_file()
+    assert main(["report", str(runs[0]), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"report": str(runs[0] / "report.html")}
 
 
 @pytest.mark.parametrize(

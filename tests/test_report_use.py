@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_browser import BROWSER, Browser
+from helpers_browser import Browser, needs_browser
 from helpers_run import write_run
 
 from uniapl.report import write_comparison, write_report
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on this machine")
+pytestmark = needs_browser
 PHONES = [320, 390]
 CHART = "document.querySelector('#training svg[data-chart]')"
 TIP = "(document.getElementById('tip').hidden ? '' : document.getElementById('tip').innerText)"

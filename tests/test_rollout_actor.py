@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -9,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import helpers_mixing
+import psutil
 import pytest
 import ray
 from helpers_mixing import Counting, demonstration, prompt
 from helpers_tiny import tiny_model
 
 from actors.queue import start_queue
-from actors.rollout import RolloutActor
+from actors.rollout import EngineDiedError, RolloutActor
 from uniapl.config import Config
 from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS
 from uniapl.records import Group, Score
@@ -78,6 +81,10 @@ class Rollout(RolloutActor):
     async def running(self) -> int:
         """Responses in the engine."""
         return self._engine.output_processor.get_num_unfinished_requests()
+
+    async def engine_process(self) -> int:
+        [found] = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
+        return found.pid
 
     async def new_weights(self, version: int) -> None:
         """All of an update but the bytes, which make no difference to what becomes of running groups."""
@@ -161,7 +168,8 @@ def test_a_group_with_too_few_samples_is_made_anew_with_another_seed(
 
 
 def test_a_prompt_that_never_ends_is_given_up_for_another(begin: Any) -> None:
-    config = config_for("unused", group_timeout_s=0.5, max_reissues=1)
+    config = config_for("unused", lease_s=1.25, max_reissues=1)
+    assert config.queue.sampling_s == 1.0, "without a group_timeout_s: a part of the lease"
     queue = begin(config, {seed_of(0, attempt, 0) for attempt in range(2)})
     batch = ray.get(queue.next_batch.remote(WAIT_S))
     assert [g.prompt.id for g in groups_of(batch)] == ["1", "2"]
@@ -186,7 +194,7 @@ def test_new_weights_abort_running_groups_a_bounded_number_of_times(engine: Any,
 
 def test_new_weights_wait_for_running_responses(engine: Any) -> None:
     """With `rollout.update_mode: wait`: no response carries two versions, none is lost."""
-    ray.get(engine.prepare.remote(config_for("unused", update_mode="wait"), None, None, set()))
+    ray.get(engine.prepare.remote(config_for("unused", update_mode="wait", group_timeout_s=60.0), None, None, set()))
     running = engine.generate.remote([5, 6, 7, 8], GROUP, 1.0, 300, 1)
     wait_until(lambda: ray.get(engine.running.remote()) == GROUP)
     before = ray.get(engine.generate.remote([5], 1, 1.0, 1, 1))[0].versions[0].version
@@ -197,3 +205,23 @@ def test_new_weights_wait_for_running_responses(engine: Any) -> None:
     assert {span.version for s in samples for span in s.versions} == {before}
     [after] = ray.get(engine.generate.remote([5, 6, 7, 8], 1, 1.0, 4, 1))
     assert {span.version for span in after.versions} == {before + 7}
+
+
+def test_an_engine_that_hangs_without_a_broadcast_ends_the_actors_work(engine: Any) -> None:
+    """Within twice the timeout of a broadcast's phase. The last test: the engine goes on with what it had begun."""
+    timeout_s, config = 1.0, config_for("unused")
+    cluster = config.cluster.model_copy(update={"broadcast_timeout_s": timeout_s})
+    queue, reward = start_queue(config, Counting(prompt), Counting(demonstration)), ray.remote(Reward).remote()
+    process = ray.get(engine.engine_process.remote())
+    ray.get(engine.prepare.remote(config.model_copy(update={"cluster": cluster}), queue, reward, {seed_of(0, 0, 0)}))
+    run = engine.run.remote()
+    wait_until(lambda: ray.get(engine.running.remote()) > 0)
+    os.kill(process, signal.SIGSTOP)
+    try:
+        with pytest.raises(EngineDiedError, match=f"rollout-0: the engine gave no answer for {2 * timeout_s:g} s"):
+            ray.get(run, timeout=WAIT_S)
+    finally:
+        os.kill(process, signal.SIGCONT)
+        ray.get(queue.stop.remote())
+        for actor in (queue, reward):
+            ray.kill(actor)

@@ -42,7 +42,7 @@ class TestRules:
         assert lease_round(make_queue(), [], 0.0) == {}
 
     def test_leases_that_expired_make_the_next_round(self) -> None:
-        queue = make_queue(groups=2, lease_s=10.0)
+        queue = make_queue(groups=2, lease_s=10.0, reissues=1)
         lease_round(queue, ["a", "b"], 0.0)
         assert lease_round(queue, ["a"], 9.0) == {}
         assert shares(lease_round(queue, ["a"], 11.0)) == {"a": [0, 1]}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from helpers_cli import ROOT
 
 from cluster.changes import FIXED, check_changes
-from cluster.checkpoints import installed_versions
 from cluster.run_folder import open_run, save_batch
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
@@ -28,7 +30,11 @@ def config(folder: Path, name: str = "a") -> Config:
 def test_a_new_run_has_its_configuration_and_versions(tmp_path: Path) -> None:
     run = open_run(config(tmp_path), resume=False)
     assert load_config(run / "config.yaml") == config(tmp_path)
-    assert installed_versions().keys() >= {"torch", "ray", "deepspeed", "transformers", "pyarrow"}
+    versions = json.loads((run / "versions.json").read_text())
+    assert versions.keys() >= {"torch", "ray", "deepspeed", "transformers", "pyarrow"}
+    if (ROOT / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+        assert versions["uniapl commit"].removesuffix("-dirty") == head.stdout.strip()
 
 
 def test_an_existing_run_wants_resume_or_another_name(tmp_path: Path) -> None:

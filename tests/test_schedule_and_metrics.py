@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from uniapl.config import LearnerConfig
+from uniapl.config import LearnerConfig, ObjectiveConfig
 from uniapl.metrics import batch_metrics, time_split
+from uniapl.objective_config import TERMS
 from uniapl.records import (
     BATCH_SCHEMA,
     Demonstration,
@@ -20,6 +21,8 @@ from uniapl.records import (
     batch_table,
 )
 from uniapl.schedule import learning_rate
+
+UNSHAPED = dict.fromkeys(TERMS, 0.0)
 
 
 class TestLearningRate:
@@ -54,7 +57,7 @@ def mixed() -> MixedBatch:
 
 
 def test_batch_metrics() -> None:
-    m = batch_metrics(mixed())
+    m = batch_metrics(mixed(), ObjectiveConfig(), UNSHAPED)
     assert m["reward/mean"] == 0.25
     assert m["reward/std"] == pytest.approx(math.sqrt(0.1875))
     assert m["reward/pass_rate"] == m["check/a:b"] == 0.25
@@ -68,8 +71,21 @@ def test_batch_metrics() -> None:
     assert m["length/truncated"] == 0.75
 
 
+def test_with_as_reward_a_group_counts_as_equal_where_reward_and_expert_score_are() -> None:
+    batch, shaped = mixed(), ObjectiveConfig.model_validate({"adversarial": {"as_reward": True}})
+    for group, scores in zip(batch.groups, ([0.0, 2.0], [0.3, 0.4]), strict=True):
+        for s, score in zip(group.samples, scores, strict=True):
+            assert s.score is not None
+            s.score.expert_score = score
+    found = [
+        batch_metrics(batch, shaped, UNSHAPED | {"adversarial": weight})["reward/zero_advantage_groups"]
+        for weight in (0.0, 0.25, 0.5)  # rewards 1 and 0 with scores 0 and 2 are equal at 0.5
+    ]
+    assert found == [0.5, 0.0, 0.5]
+
+
 def test_a_batch_of_demonstrations_alone_has_no_reward_metrics() -> None:
-    m = batch_metrics(MixedBatch(0, [], mixed().demonstrations))
+    m = batch_metrics(MixedBatch(0, [], mixed().demonstrations), ObjectiveConfig(), UNSHAPED)
     assert m == {"length/demonstration_mean": 3.0}
 
 

@@ -35,16 +35,19 @@ class OwnRay:
     token: str
     folder: str
     actor: str
+    here: str
+    path: list[str]
     jobs: str
     process: psutil.Process
 
 
 @pytest.fixture(scope="module")
-def session() -> Iterator[OwnRay]:
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OwnRay]:
     """In a process of its own: the suite's other tests may have a Ray in this one."""
     own = {name: value for name, value in environment().items() if not name.startswith("RAY_AUTH")}
     starter = subprocess.Popen(
         [sys.executable, str(ROOT / "tests" / "helpers_own_ray.py")],
+        cwd=tmp_path_factory.mktemp("started_here"),
         env=own | {"UNIAPL_REDIS_PASSWORD": PLANTED},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -66,6 +69,12 @@ def test_everything_listens_on_loopback(session):
     listening = [c for process in family for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
     assert len(listening) > 5
     assert {c.laddr.ip.removeprefix("::ffff:") for c in listening} == {"127.0.0.1"}, listening
+
+
+def test_no_part_looks_for_modules_in_the_folder_where_the_run_was_started(session):
+    """But for the user's own, which `uniapl/own_code.py` looks for there, last."""
+    assert Path(session.here).name.startswith("started_here")
+    assert len(session.path) > 3 and session.here not in session.path and "" not in session.path
 
 
 def test_only_who_has_the_token_is_let_in(session):

@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from cluster.signals import Signals, Terminated, descendants, kill_descendants
+
+
+def signals_with(grace_s: float) -> Signals:
+    return Signals(grace_s, lambda: "nothing is kept")
 
 
 def terminate() -> None:
@@ -20,7 +25,7 @@ def terminate() -> None:
 
 def test_sigterm_lets_a_step_finish_and_ends_after_it() -> None:
     done = []
-    with Signals(60) as signals, pytest.raises(Terminated), signals.step():
+    with signals_with(60) as signals, pytest.raises(Terminated), signals.step():
         assert not signals.asked
         terminate()
         terminate()
@@ -30,30 +35,91 @@ def test_sigterm_lets_a_step_finish_and_ends_after_it() -> None:
 
 
 def test_sigterm_ends_at_once_what_is_no_step() -> None:
-    with Signals(60), pytest.raises(Terminated):
+    with signals_with(60), pytest.raises(Terminated):
         terminate()
 
 
 def test_a_step_longer_than_the_grace_time_is_left() -> None:
     began = time.monotonic()
-    with Signals(0.4) as signals, pytest.raises(Terminated), signals.step():
+    with signals_with(0.4) as signals, pytest.raises(Terminated), signals.step():
         terminate()
         time.sleep(5)
     assert time.monotonic() - began < 2
 
 
-def test_an_error_after_sigterm_is_that_end_and_an_error_without_it_stays_one() -> None:
-    with Signals(60) as signals, pytest.raises(Terminated), signals.step():
+@pytest.mark.parametrize("signal_before", [lambda: None, terminate], ids=["alone", "after SIGTERM"])
+def test_an_error_stays_that_error(signal_before: Callable[[], None]) -> None:
+    with signals_with(60) as signals, pytest.raises(RuntimeError, match="disk full"), signals.step():
+        signal_before()
+        raise RuntimeError("disk full")
+
+
+def test_after_an_error_a_run_that_goes_on_is_ended_as_before() -> None:
+    with signals_with(60) as signals, pytest.raises(Terminated):
+        with pytest.raises(RuntimeError), signals.step():
+            raise RuntimeError("a part was lost")
         terminate()
-        raise RuntimeError("a rank got the signal too")
-    with Signals(60) as signals, pytest.raises(RuntimeError, match="its own fault"), signals.step():
-        raise RuntimeError("its own fault")
+
+
+def test_sigterm_does_not_break_off_what_a_run_does_at_its_end() -> None:
+    with signals_with(60) as signals:
+        signals.finish()
+        terminate()
+        assert signals.left() <= 58, "but it is bounded"
+
+
+def test_what_is_left_for_the_end_follows_from_the_grace_time() -> None:
+    with signals_with(60) as signals, pytest.raises(Terminated), signals.step():
+        assert signals.left() == float("inf")
+        terminate()
+        assert 57 < signals.left() <= 58
+
+
+SLOW = """
+import ctypes, os, signal, subprocess, sys, threading, time
+from cluster.signals import Signals, Terminated
+
+def stuck():  # as a call into Ray may be: no handler of Python's is run
+    lock = ctypes.create_string_buffer(64)
+    while True:
+        ctypes.CDLL(None).pthread_mutex_lock(lock)
+
+how = sys.argv[1]
+with Signals(60 if how == "alone" else 1, lambda: "step-00003 is kept") as signals:
+    child = subprocess.Popen(["sleep", "60"])
+    try:
+        with signals.step():
+            threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
+            if how == "alone":
+                child.kill()
+                child.wait()
+            if how in ("alone", "stuck"):
+                stuck()
+            time.sleep(0.4)
+            if how == "error":
+                raise OSError("disk full")
+    except (Terminated, OSError):
+        time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("how", ["step", "error", "stuck", "alone"])
+def test_what_has_not_ended_within_the_grace_time_is_killed(how: str) -> None:
+    """Or at once, where the main thread waits for processes of the run that are gone."""
+    began = time.monotonic()
+    process = started(SLOW, how)
+    output, _ = process.communicate(timeout=30)
+    told = "disk full; " if how == "error" else ""
+    assert output == f"{told}ended by SIGTERM, and what had not ended in time was killed; step-00003 is kept\n"
+    assert process.returncode == (2 if told else 0)
+    assert time.monotonic() - began < 10
+    assert_gone(process.pid)
 
 
 def test_afterwards_signals_mean_what_they_meant() -> None:
     numbers = (signal.SIGTERM, signal.SIGALRM, signal.SIGINT)
     before = [signal.getsignal(number) for number in numbers]
-    with Signals(60) as signals:
+    with signals_with(60) as signals:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # as Ray takes it
         signals.arm()
         assert [signal.getsignal(number) for number in numbers] != before
@@ -64,7 +130,7 @@ def test_afterwards_signals_mean_what_they_meant() -> None:
 SECOND = """
 import os, signal, subprocess, time
 from cluster.signals import Signals
-with Signals(60):
+with Signals(60, lambda: "nothing is kept"):
     try:
         subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"])
         os.kill(os.getpid(), signal.SIGINT)
@@ -76,21 +142,11 @@ with Signals(60):
 
 
 def test_a_second_ctrl_c_ends_at_once_with_everything_below() -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-c", SECOND],
-        cwd=Path(__file__).resolve().parent.parent,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = started(SECOND)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert output == "unwinding\nstopped at once; `--resume` goes on from the newest checkpoint\n"
-    deadline = time.monotonic() + 10  # what was killed is gone when the kernel comes to it
-    while left := [pid for pid in descendants(1) if _session(pid) == process.pid]:
-        assert time.monotonic() < deadline, left
-        time.sleep(0.05)
+    assert output == "unwinding\nstopped at once; nothing is kept\n"
+    assert_gone(process.pid)
 
 
 def test_processes_below_are_found_parents_first_and_killed() -> None:
@@ -102,6 +158,26 @@ def test_processes_below_are_found_parents_first_and_killed() -> None:
     kill_descendants(parent.pid)
     parent.wait(timeout=10)
     assert descendants(parent.pid) == []
+
+
+def started(program: str, *arguments: str) -> subprocess.Popen[str]:
+    """A program in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *arguments],
+        cwd=Path(__file__).resolve().parent.parent,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def assert_gone(leader: int) -> None:
+    """No process of `leader`'s session; what was killed is gone when the kernel comes to it."""
+    deadline = time.monotonic() + 10
+    while left := [pid for pid in descendants(1) if _session(pid) == leader]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
 
 
 def _session(pid: int) -> int:

@@ -57,9 +57,11 @@ def test_buckets_arrive_as_they_were_sent_with_the_same_digest() -> None:
     sender, receiver = pair()
     sent, got = xxhash.xxh3_64(), xxhash.xxh3_64()
     with ThreadPoolExecutor(1) as beside:
-        size = beside.submit(send, sender, BUCKETS, Deadline.after(20), sent, Event())
+        sizes: list[int] = []
+        sending = beside.submit(send, sender, BUCKETS, Deadline.after(20), sent, Event(), count=sizes.append)
         received = dict(receive(receiver, LAYOUT, Deadline.after(20), got))
-    assert size.result() == 6 + 16 + 8 + 2 * CHECKSUM_BYTES
+    sending.result()
+    assert sizes == [6 + 16 + CHECKSUM_BYTES, 8 + CHECKSUM_BYTES]
     assert sent.hexdigest() == got.hexdigest()
     for name, tensor in zip(LAYOUT.names, TENSORS, strict=True):
         assert received[name].dtype == tensor.dtype
@@ -103,6 +105,23 @@ def test_sending_stops_between_two_buckets() -> None:
         with pytest.raises(TransferInterruptedError, match="stopped"):
             send(sender, layers(), Deadline.after(5), xxhash.xxh3_64(), stop)
         assert first.result()[0] == "a"
+
+
+def test_the_next_layer_is_gathered_while_the_last_one_is_on_the_wire() -> None:
+    """gloo moves no byte before the receiver asks for it, and this one asks after the sender has begun to gather."""
+    sender, receiver = pair()
+    gathering = Event()
+
+    def layers() -> Iterator[list[torch.Tensor]]:
+        yield BUCKETS[0]
+        gathering.set()
+        yield BUCKETS[1]
+
+    with ThreadPoolExecutor(1) as beside:
+        sending = beside.submit(send, sender, layers(), Deadline.after(10), xxhash.xxh3_64(), Event())
+        assert gathering.wait(5), "it waited for the first layer to arrive"
+        assert len(dict(receive(receiver, LAYOUT, Deadline.after(10), xxhash.xxh3_64()))) == len(TENSORS)
+        sending.result()
 
 
 def test_a_sender_that_never_sends_ends_the_wait_at_the_deadline() -> None:

@@ -20,8 +20,12 @@ from uniapl.records import MixedBatch
 
 TERMS = ("demonstration", "preference", "adversarial", "kl")
 SAME = 1e-5
+CLIPPED = {"max_grad_norm": 1e-6, "warmup_steps": 4, "learning_rate": 0.4, "weight_decay": 0.1}
+"""So small a gradient stands below AdamW's epsilon (1e-8) in every element: only there does its size reach the first
+step, which else goes by its signs alone."""
 LONG, SHORT = 4096, 32
 """Rows: all sequences in one, and about one sequence in each."""
+STEPS_PER_BATCH = 3
 
 
 def objectives(reference: str) -> dict[str, dict[str, Any]]:
@@ -34,17 +38,20 @@ def objectives(reference: str) -> dict[str, dict[str, Any]]:
         | {
             "preference": preference | {"average": "sequence"},
             "adversarial": adversarial | {"average": "constant"},
-            "kl": kl | {"average": "sequence"},
+            "kl": kl,
             "surrogate": {"ratio": "sequence", "correction": "sequence"},
         },
         "constant": WEIGHTED
         | {
             "preference": preference | {"average": "constant", "advantage_std": False},
             "adversarial": adversarial | {"average": "sequence"},
-            "demonstration": {"weight": 0.3, "token_weight": "chord_phi"},
+            "demonstration": {"weight": 0.3, "token_weight": "p_one_minus_p"},
             "kl": kl,
             "surrogate": {"correction": "mask"},
         },
+        "shaped": WEIGHTED
+        | {"adversarial": adversarial | {"as_reward": True}, "kl": kl, "surrogate": {"proximal": "behaviour"}},
+        "uncorrected": WEIGHTED | {"surrogate": {"correction": "off"}},
     }
 
 
@@ -53,7 +60,9 @@ def cases(reference: str, row_tokens: int) -> dict[str, dict[str, Any]]:
         name: {"objective": objective, "row_tokens": row_tokens} for name, objective in objectives(reference).items()
     }
     learner = {"share_prompts": False, "activation_checkpointing": True, "micro_batch_rows": 2}
+    found["uncorrected"]["learner"] = {"micro_batch_rows": 3}
     found["constant, checkpointing, unshared"] = found["constant"] | {"learner": learner}
+    found["constant"] |= {"learner": {"steps_per_batch": STEPS_PER_BATCH}}
     found["sequence, checkpointing, shared"] = found["sequence"] | {"learner": {"activation_checkpointing": True}}
     return found
 
@@ -72,7 +81,7 @@ def runs(tiny: Path, reference: str, tmp_path_factory: pytest.TempPathFactory) -
             "rank_gradients",
             base / str(ranks),
             ranks,
-            {"model": str(tiny), "cases": cases(reference, rows), "checkpoint": rows},
+            {"model": str(tiny), "cases": cases(reference, rows), "checkpoint": rows, "clipped": CLIPPED},
         )
         for name, ranks, rows in (("1 rank, long rows", 1, LONG), ("2 ranks, short rows", 2, SHORT))
     }
@@ -97,16 +106,22 @@ def plain_logprobs(model: torch.nn.Module, whole: MixedBatch, temperature: float
     return values
 
 
-def plain_gradients(model_path: Path, config: Config) -> dict[str, dict[str, torch.Tensor]]:
-    """The gradient of weight x term for every term, by autograd on the slow form of the objective."""
+def plain_gradients(
+    model_path: Path, config: Config, moved: dict[str, torch.Tensor] | None = None
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The gradient of weight x term for every term, by autograd on the slow form of the objective.
+
+    Args:
+        moved: weights by now; the model's own are those before the batch.
+    """
     model = AutoModelForCausalLM.from_pretrained(model_path, dtype=torch.float64)
     frozen = AutoModelForCausalLM.from_pretrained(config.objective.kl.reference or model_path, dtype=torch.float64)
     whole, t = helpers_zero.batch(), config.rollout.temperature
     with torch.no_grad():
-        others = plain_logprobs(frozen, whole, t)
-    known = {
-        name: Known(value, value.detach(), others[name]) for name, value in plain_logprobs(model, whole, t).items()
-    }
+        others, start = plain_logprobs(frozen, whole, t), plain_logprobs(model, whole, t)
+    model.load_state_dict(moved or {}, strict=False)
+    now = plain_logprobs(model, whole, t)
+    known = {name: Known(now[name], start[name], others[name]) for name in now}
     weights = Controllers(config.objective).weights(0)
     terms = oracle_terms(whole, config.objective, known, weights["adversarial"], config.rollout.max_tokens)
     names, parameters = zip(*model.named_parameters(), strict=True)
@@ -175,6 +190,55 @@ class TestGradients:
             cosine = torch.dot(parts[a], parts[b]) / (parts[a].norm() * parts[b].norm())
             wanted[f"gradient/cosine_{a}_{b}"] = cosine.item()
         assert found[run][case]["diagnostics"] == pytest.approx(wanted, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("run", RUNS)
+def test_the_clipped_gradient_and_the_rate_of_the_step_are_what_adamw_gets(
+    run: str, tiny: Path, found: Any, expected: Any
+) -> None:
+    """Against PyTorch's own clip_grad_norm_ and AdamW on the plain gradient: every weight, by what the step changed."""
+    model = AutoModelForCausalLM.from_pretrained(tiny, dtype=torch.float32)
+    for name, parameter in model.named_parameters():
+        parameter.grad = sum(gradient[name] for gradient in expected["token"].values()).float()
+    before = torch.cat([p.detach().flatten() for p in model.parameters()])
+    decays = [{"params": [p for p in model.parameters() if p.dim() >= 2], "weight_decay": CLIPPED["weight_decay"]}]
+    decays += [{"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(decays, lr=CLIPPED["learning_rate"] / CLIPPED["warmup_steps"], betas=(0.9, 0.95))
+    norm = torch.nn.utils.clip_grad_norm_(model.parameters(), CLIPPED["max_grad_norm"])
+    optimizer.step()
+    wanted = torch.cat([p.detach().flatten() for p in model.parameters()]) - before
+    assert norm > 100 * CLIPPED["max_grad_norm"], "the bound binds"
+    assert (found[run]["clipped"]["weights"] - before - wanted).norm() <= 1e-4 * wanted.norm()
+    metrics = found[run]["clipped"]["metrics"]
+    assert metrics["learner/grad_norm"] == pytest.approx(norm.item(), rel=1e-5), "before clipping"
+    assert metrics["learner/learning_rate"] == 0.1
+
+
+class TestSeveralStepsPerBatch:
+    @pytest.mark.parametrize("run", RUNS)
+    def test_each_gradient_is_plain_pytorchs_against_the_policy_before_the_batch(
+        self, run: str, found: Any, tiny: Path, reference: str
+    ) -> None:
+        config = helpers_zero.config(str(tiny), objectives(reference)["constant"])
+        steps = found[run]["constant"]["steps"]
+        assert len(steps) == STEPS_PER_BATCH
+        for step in steps[1:]:
+            assert not torch.equal(flat(step["weights"]), flat(steps[0]["weights"]))
+            terms = list(plain_gradients(tiny, config, step["weights"]).values())
+            total = {name: sum(gradient[name] for gradient in terms) for name in terms[0]}
+            assert relative(step["gradient"], total) <= SAME
+
+    @pytest.mark.parametrize("run", RUNS)
+    def test_the_clip_binds_where_there_are_several(self, run: str, found: Any) -> None:
+        for key in ("ratio/clip_fraction", "ratio/clip_fraction_adversarial"):
+            assert 0 < found[run]["constant"]["metrics"][key] < 1
+            assert found[run]["token"]["metrics"][key] == 0
+
+    @pytest.mark.parametrize("run", RUNS)
+    def test_all_other_metrics_are_those_of_the_first_step(self, run: str, found: Any) -> None:
+        several, one = (found[run][case]["metrics"] for case in ("constant", "constant, checkpointing, unshared"))
+        for key in ("loss/total", "learner/grad_norm", "expert/nll", "importance/ess"):
+            assert several[key] == pytest.approx(one[key], rel=1e-5)
 
 
 def test_a_loaded_checkpoint_continues_to_the_bit(found: Any) -> None:

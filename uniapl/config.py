@@ -9,16 +9,15 @@ from __future__ import annotations
 
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import parse_qs, urlsplit
 
 from pydantic import Field, ValidationError, model_validator
 
-from uniapl.config_errors import ConfigError, masked, read_yaml, set_dotted, validation_lines
+from uniapl.config_conflicts import conflicts
+from uniapl.config_errors import ConfigError, read_yaml, set_dotted, validation_lines
 from uniapl.config_types import (
     REDIS_PASSWORD,
     Address,
     Dtype,
-    Fraction,
     Name,
     NonNegative,
     Positive,
@@ -27,15 +26,13 @@ from uniapl.config_types import (
     Seconds,
     Section,
     Text,
-    Weight,
 )
-from uniapl.logging_config import LoggingConfig, logging_conflicts
-from uniapl.objective_config import ObjectiveConfig, objective_conflicts
+from uniapl.learner_config import LearnerConfig
+from uniapl.logging_config import LoggingConfig
+from uniapl.objective_config import ObjectiveConfig
+from uniapl.queue_config import QueueConfig
 from uniapl.scratch import scratch_folder, short_digest
-from uniapl.storage import is_remote, join, url_conflicts
-
-LONGEST_S = 1e9
-"""Seconds; Python's locks take no more than 9.2e9."""
+from uniapl.storage import is_remote, join
 
 
 class RunConfig(Section):
@@ -81,14 +78,13 @@ class RolloutConfig(Section):
     actors: Positive = Field(1, description="that are wanted, with one engine each")
     min_actors: Positive | None = Field(None, description="fewest to begin and to go on with; null: rollout.actors")
     max_actors: Positive | None = Field(None, description="most, where the cluster has room; null: rollout.actors")
-    max_restarts: NonNegative = Field(3, description="times each place's actor is started again within the run")
+    max_restarts: NonNegative = Field(3, description="times each place's actor is started again in a row")
     group_size: Positive = Field(4, description="samples of one prompt")
     max_tokens: Positive = Field(64, description="tokens of one response, at most")
     temperature: Annotated[float, Field(gt=0, le=10)] = Field(
         1.0, description="of sampling and of its log-probabilities"
     )
     top_p: Probability = Field(1.0, description="nucleus sampling; 1: off. The learner does not truncate: keep 1")
-    top_k: NonNegative = Field(0, description="likeliest tokens to draw from; 0: all. Keep 0, for the same reason")
     dtype: Dtype = Field("bfloat16", description="of the engine's weights and arithmetic, and of what is broadcast")
     max_model_len: Positive = Field(1024, description="tokens of prompt and response that an engine takes")
     max_num_seqs: Positive = Field(64, description="sequences that one engine decodes at a time")
@@ -101,6 +97,9 @@ class RolloutConfig(Section):
     )
     gpu_memory_utilization: Probability = Field(0.9, description="fraction of a GPU's memory; GPU engines alone")
     tensor_parallel: Positive = Field(1, description="GPUs of one engine")
+    colocate: bool = Field(
+        False, description="engine and learner on one GPU, in turns: the engine sleeps while the learner trains"
+    )
     threads: NonNegative = Field(0, description="CPU threads of one engine; 0: all cores")
     enforce_eager: bool = Field(True, description="no CUDA graphs; on a CPU engines are always eager")
 
@@ -137,49 +136,6 @@ class RewardConfig(Section):
     batch_size: Positive = Field(8, description="groups scored in one call, at most")
     batch_wait_s: Annotated[float, Field(ge=0)] = Field(0.01, description="seconds a call waits for more groups")
     timeout_s: Seconds = Field(60.0, description="seconds of one call of a reward function; then unscored")
-
-
-class QueueConfig(Section):
-    """How batches are made of groups and demonstrations."""
-
-    groups_per_step: NonNegative = Field(8, description="prompts of a batch, with rollout.group_size samples each")
-    demonstrations_per_step: NonNegative = Field(16, description="expert responses of a batch")
-    max_staleness: NonNegative = Field(
-        0, description="versions (optimizer steps) of age at most; 0: strictly synchronous"
-    )
-    on_stale: Literal["drop", "correct"] = Field(
-        "drop", description="older groups: sample the prompt again, or use them and rely on objective.surrogate"
-    )
-    lease_s: Seconds = Field(600.0, description="seconds to sample, score and commit; then leased again")
-    group_timeout_s: Seconds | None = Field(None, description="seconds to sample a group; null: as its lease")
-    on_straggler: Literal["accept", "reissue"] = Field(
-        "reissue", description="samples missing by then: use the group without them, or sample the prompt again"
-    )
-    min_group: Annotated[int, Field(ge=2)] = Field(2, description="samples that a group is accepted with")
-    max_reissues: NonNegative = Field(2, description="times a prompt is sampled again for stragglers; then dropped")
-    max_regenerations: NonNegative = Field(2, description="times a prompt is sampled again that could not be scored")
-    on_equal_rewards: Literal["keep", "resample"] = Field(
-        "keep", description="groups without a preference: use them, or sample the prompt again"
-    )
-    max_resamples: NonNegative = Field(2, description="times a prompt is resampled for equal rewards; then kept")
-
-
-class LearnerConfig(Section):
-    """ZeRO-3 ranks and their optimizer."""
-
-    ranks: Positive = Field(1, description="processes of the learner; with GPUs one GPU each")
-    dtype: Dtype = Field("bfloat16", description="of weights and arithmetic; masters and optimizer stay float32")
-    row_tokens: Positive = Field(2048, description="tokens of one packed row, at most; memory grows with it")
-    share_prompts: bool = Field(True, description="compute the prompt of a group once for all its samples")
-    micro_batch_rows: Positive = Field(1, description="packed rows of one forward pass")
-    learning_rate: Annotated[float, Field(gt=0)] = Field(1e-5, description="AdamW's, at its peak")
-    min_learning_rate_ratio: Annotated[float, Field(ge=0, le=1)] = Field(0.1, description="cosine's end / peak")
-    warmup_steps: NonNegative = Field(3, description="optimizer steps of linear warm-up")
-    weight_decay: Weight = Field(0.0, description="AdamW's")
-    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)] = Field([0.9, 0.95], description="AdamW's")
-    max_grad_norm: Annotated[float, Field(gt=0)] = Field(1.0, description="the whole gradient is clipped to it")
-    activation_checkpointing: bool = Field(False, description="compute activations twice, keep few: less memory")
-    threads: NonNegative = Field(0, description="CPU threads of one rank; 0: all cores shared by the ranks")
 
 
 class EvaluationConfig(Section):
@@ -220,7 +176,7 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
-        if found := _conflicts(self):
+        if found := conflicts(self):
             raise ValueError("\n".join(found))
         return self
 
@@ -240,93 +196,6 @@ class Config(Section):
     def run_url(self) -> str | None:
         """The run's folder in an object store; None where `run.folder` is a path."""
         return join(self.run.folder, self.run.name) if is_remote(self.run.folder) else None
-
-
-def _conflicts(c: Config) -> list[str]:
-    """Pairs of keys whose values cannot go together, each as one line."""
-    o, q = c.objective, c.queue
-    found = objective_conflicts(o)
-    if o.uses_rollouts and q.groups_per_step == 0:
-        found.append("queue.groups_per_step: got 0; allowed: > 0 when any weight but the demonstrations' is > 0")
-    if o.uses_demonstrations and q.demonstrations_per_step == 0:
-        found.append("queue.demonstrations_per_step: got 0; allowed: > 0 when objective.demonstration.weight is > 0")
-    if o.uses_rollouts and c.rollout.group_size == 1:
-        found.append("rollout.group_size: got 1; allowed: >= 2, one sample has no advantage within its group")
-    found += _straggler_conflicts(c)
-    if c.rollout.least > c.rollout.actors:
-        found.append(f"rollout.min_actors: got {c.rollout.least}; allowed: <= rollout.actors = {c.rollout.actors}")
-    if c.rollout.most < c.rollout.actors:
-        found.append(f"rollout.max_actors: got {c.rollout.most}; allowed: >= rollout.actors = {c.rollout.actors}")
-    longest = c.data.max_prompt_tokens + c.rollout.max_tokens
-    if longest > c.rollout.max_model_len:
-        found.append(
-            f"rollout.max_model_len: got {c.rollout.max_model_len}; "
-            f"allowed: >= data.max_prompt_tokens + rollout.max_tokens = {longest}"
-        )
-    longest = c.data.max_prompt_tokens + max(c.rollout.max_tokens, c.data.max_response_tokens)
-    if longest > c.learner.row_tokens:
-        found.append(
-            f"learner.row_tokens: got {c.learner.row_tokens}; "
-            f"allowed: >= the longest prompt and response together = {longest}"
-        )
-    if c.reward.max_replicas < c.reward.min_replicas:
-        least = f"reward.min_replicas = {c.reward.min_replicas}"
-        found.append(f"reward.max_replicas: got {c.reward.max_replicas}; allowed: >= {least}")
-    found += _redis_conflicts(c.reward.redis_url) + logging_conflicts(c.logging)
-    names = [function.name for function in c.reward.functions]
-    for name in sorted({name for name in names if names.count(name) > 1}):
-        found.append(f"reward.functions: got '{name}' {names.count(name)} times; allowed: each name once")
-    if c.learner.warmup_steps > c.run.steps:
-        found.append(f"learner.warmup_steps: got {c.learner.warmup_steps}; allowed: <= run.steps = {c.run.steps}")
-    places = {"run.folder": [c.run.folder], "data.train": c.data.train, "data.heldout": c.data.heldout}
-    return found + _evaluation_conflicts(c) + _endless(c) + url_conflicts(places)
-
-
-def _evaluation_conflicts(c: Config) -> list[str]:
-    found = []
-    if c.evaluation.prompts > 0 and not c.data.heldout:
-        found.append("data.heldout: got []; allowed: at least one shard when evaluation.prompts is > 0")
-    if c.evaluation.every > 0 and c.evaluation.prompts == 0:
-        found.append(f"evaluation.every: got {c.evaluation.every}; allowed: 0 when evaluation.prompts is 0")
-    return found
-
-
-def _redis_conflicts(url: str | None) -> list[str]:
-    """Secrets in the address: what the configuration holds stands in the run's folder, for all to read."""
-    key = f"reward.redis_url: got '{masked(url or '')}'"
-    try:
-        parts = urlsplit(url or "")
-        secret = parts.password is not None or any("password" in name for name in parse_qs(parts.query))
-    except ValueError as error:
-        return [f"{key}; {error}"]
-    return [f"{key}; allowed: no password, it is read from the environment: {REDIS_PASSWORD}"] if secret else []
-
-
-def _endless(c: Config) -> list[str]:
-    """Times that no clock of the system takes as a limit."""
-    times = {
-        f"{section}.{key}": value
-        for section in type(c).model_fields
-        for key, value in getattr(c, section)
-        if key.endswith("_s") and isinstance(value, float)
-    }
-    return [
-        f"{key}: got {value:g}; allowed: <= {LONGEST_S:g}, in seconds"
-        for key, value in times.items()
-        if value > LONGEST_S
-    ]
-
-
-def _straggler_conflicts(c: Config) -> list[str]:
-    q, size = c.queue, c.rollout.group_size
-    if q.group_timeout_s is None:
-        return []
-    found = []
-    if q.group_timeout_s >= q.lease_s:
-        found.append(f"queue.group_timeout_s: got {q.group_timeout_s:g}; allowed: < queue.lease_s = {q.lease_s:g}")
-    if q.on_straggler == "accept" and q.min_group > size:
-        found.append(f"queue.min_group: got {q.min_group}; allowed: <= rollout.group_size = {size}")
-    return found
 
 
 def load_config(path: str | Path, overrides: list[str] = [], method: str | None = None) -> Config:  # noqa: B006

@@ -20,6 +20,7 @@ MAX_YAML_BYTES = 256 << 10
 MAX_DIGITS = 18
 """Of a whole number: what is longer may not fit into 64 bits."""
 MAX_OVERRIDE_DEPTH = 10
+_NEXT = "; allowed: plain YAML, with quotes around text that has special characters"
 _SECRET = re.compile(r"(?<=://)[^/\s'\"]+(?=@)|(?<=password=)[^&\s'\"]+")
 """User and password in an address, also where there is more than one @."""
 
@@ -118,13 +119,13 @@ def _load(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_StrictLoader)  # noqa: S506 (a SafeLoader)
     except RecursionError:
-        raise ConfigError(f"{where}: not valid YAML: nested too deeply") from None
+        raise ConfigError(f"{where}: not valid YAML: nested too deeply{_NEXT}") from None
     except yaml.MarkedYAMLError as error:
         line = f" line {error.problem_mark.line + 1}:" if error.problem_mark else ""
         problem = ", ".join(part for part in (error.context, error.problem) if part)
-        raise ConfigError(f"{where}:{line} not valid YAML: {problem}") from None
+        raise ConfigError(f"{where}:{line} not valid YAML: {problem}{_NEXT}") from None
     except (yaml.YAMLError, ValueError, OverflowError) as error:
-        raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}") from None
+        raise ConfigError(f"{where}: not valid YAML: {str(error).splitlines()[0]}{_NEXT}") from None
 
 
 def set_dotted(tree: dict[str, Any], override: str) -> None:

@@ -22,7 +22,8 @@ HEAD = """\
 # Configuration
 
 Every key of the tree, its allowed values, default and meaning. This page is written from
-[`uniapl/config.py`](../../uniapl/config.py) and [`uniapl/objective_config.py`](../../uniapl/objective_config.py) by
+[`uniapl/config.py`](../../uniapl/config.py), [`uniapl/objective_config.py`](../../uniapl/objective_config.py) and
+[`uniapl/queue_config.py`](../../uniapl/queue_config.py) by
 `make docs`; a test holds that it is up to date.
 
 A configuration is a YAML file of these sections. `-m METHOD` lays the values of a small file over it, and `KEY=VALUE`

@@ -11,6 +11,9 @@ T_co = TypeVar("T_co", covariant=True)
 Needs = Callable[[int], tuple[int, int]]
 """Groups and demonstrations of batch k; the same whenever it is asked."""
 
+ROW_COUNTERS = ("skipped_prompts", "skipped_demonstrations", "cut_experts")
+"""Bad rows that were passed over, and expert responses that were longer than `data.max_response_tokens`."""
+
 
 class Source(Protocol[T_co]):
     """An endless stream of records with a cursor that can be saved (JSON-able) and restored."""
@@ -78,6 +81,12 @@ class Feed:
             "prompts": self._prompts.state_dict() if self._prompts else None,
             "demonstrations": self._demonstrations.state_dict() if self._demonstrations else None,
         }
+
+    def rows(self) -> dict[str, int]:
+        """`ROW_COUNTERS` of the rows read so far."""
+        cursors = {name: cursor or {} for name, cursor in self.cursors().items()}
+        skipped = {f"skipped_{name}": sum(cursor.get("skipped", {}).values()) for name, cursor in cursors.items()}
+        return skipped | {"cut_experts": cursors["prompts"].get("cut", 0)}
 
     def load_cursors(self, state: dict[str, Any]) -> None:
         """Go on from `cursors`; a source that had none starts at its beginning."""

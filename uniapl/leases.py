@@ -32,7 +32,7 @@ class Task:
     resamples: int = 0
     """How many were thrown away because all their rewards were equal."""
     reissues: int = 0
-    """How many were given up because samples were missing at the group's deadline."""
+    """How many were given up because samples were missing at the group's deadline, or the lease expired."""
     aborts: int = 0
     """How many were ended for new weights: sampled again with the same seed, since the weights differ."""
     losses: int = 0

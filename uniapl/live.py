@@ -81,6 +81,7 @@ TIMES = [
     ("score", "time/score", "magenta"),
     ("wait", "time/wait", "bright_black"),
     ("train", "time/train", "green"),
+    ("evaluate", "time/evaluate", "cyan"),
     ("broadcast", "time/broadcast", "yellow"),
     ("other", "time/other", "white"),
 ]

@@ -5,18 +5,25 @@ from __future__ import annotations
 from collections import Counter
 from statistics import fmean, pstdev
 
-from uniapl.records import Group, MixedBatch, Sample
+from uniapl.objective.sequences import shaped_rewards
+from uniapl.objective_config import ObjectiveConfig
+from uniapl.records import MixedBatch, Sample
 
 OLDEST = 8
 """The last bar of the histogram of staleness: this age and more."""
 
 
-def batch_metrics(batch: MixedBatch) -> dict[str, float]:
-    """Rewards, checks, staleness, expert scores and lengths of a batch; keys without data are left out."""
+def batch_metrics(batch: MixedBatch, objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, float]:
+    """Rewards, checks, staleness, expert scores and lengths of a batch; keys without data are left out.
+
+    Args:
+        weights: of the terms in this step.
+    """
     found: dict[str, float] = {}
     samples = [sample for group in batch.groups for sample in group.samples]
     if samples:
-        found |= _rewards(batch.groups, samples) | _checks(samples) | _discriminator(samples)
+        compared = [shaped_rewards(group, objective, weights) for group in batch.groups]
+        found |= _rewards(compared, samples) | _checks(samples) | _discriminator(samples)
         found |= _staleness(batch.step, samples)
         found["length/sample_mean"] = fmean(len(s.token_ids) for s in samples)
         found["length/truncated"] = fmean(s.finish_reason == "length" for s in samples)
@@ -47,9 +54,10 @@ def _staleness(step: int, samples: list[Sample]) -> dict[str, float]:
     return found
 
 
-def _rewards(groups: list[Group], samples: list[Sample]) -> dict[str, float]:
+def _rewards(compared: list[list[float | None]], samples: list[Sample]) -> dict[str, float]:
+    """`compared`: of every group, what the preference term compares, [samples]."""
     rewards = [s.score.reward for s in samples if s.score is not None and s.score.reward is not None]
-    equal = [len({s.score.reward for s in group.samples if s.score is not None}) <= 1 for group in groups]
+    equal = [len(set(group) - {None}) <= 1 for group in compared]
     return {
         "reward/mean": fmean(rewards),
         "reward/std": pstdev(rewards),

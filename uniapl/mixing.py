@@ -74,7 +74,7 @@ class MixingQueue:
         max_resamples: how often a prompt is leased again because all rewards of its group were equal
             (dynamic sampling, DAPO); then the group is kept. 0 keeps every such group.
         max_reissues: how often a prompt is leased again because samples were missing at the deadline of
-            its group; then it is dropped.
+            its group, or its lease expired; then it is dropped.
         drop_stale: lease the prompts of older groups again; without, such groups are used and counted.
 
     Raises:
@@ -195,13 +195,10 @@ class MixingQueue:
         if lease_id not in self._leases.open:
             return False
         task = self._leases.close(lease_id, "released")
-        if reason == STRAGGLER and task.reissues >= self.max_reissues:
-            self._counts["dropped_straggler"] += 1
-            return True
         if reason == STRAGGLER:
-            self._counts["stragglers_reissued"] += 1
-            task = dataclasses.replace(task, reissues=task.reissues + 1)
-        elif reason == NEW_WEIGHTS:
+            self._reissue(task)
+            return True
+        if reason == NEW_WEIGHTS:
             self._counts["aborted"] += 1
             task = dataclasses.replace(task, aborts=task.aborts + 1)
         self._waiting[task.sequence] = task
@@ -219,10 +216,10 @@ class MixingQueue:
         return len(lost)
 
     def expire(self, now: float) -> int:
-        """End the leases whose deadline has passed; returns how many there were."""
+        """End the leases whose deadline has passed, each as a straggler's; returns how many there were."""
         overdue = self._leases.overdue(now)
         for lease_id in overdue:
-            self._return(lease_id, "expired")
+            self._reissue(self._leases.close(lease_id, "expired"))
         return len(overdue)
 
     def next_batch(self) -> BatchPlan | None:
@@ -263,14 +260,16 @@ class MixingQueue:
 
         leased = committed + expired + released + open;
         committed = consumed + ready + dropped_stale + dropped_unscored + regenerated + resampled;
-        released holds aborted, stragglers_reissued, dropped_straggler and dropped_lethal;
+        released holds aborted and dropped_lethal; it and expired hold stragglers_reissued and dropped_straggler;
         drawn = consumed + ready + waiting + open + dropped_unscored + dropped_straggler + dropped_lethal;
         kept_equal: groups of equal rewards that became ready; stale_used: consumed groups beyond max_staleness;
-        stragglers_accepted: committed groups without the samples that were missing at the deadline.
+        stragglers_accepted: committed groups without the samples that were missing at the deadline;
+        skipped_prompts, skipped_demonstrations, cut_experts: of the sources, see `uniapl.feed.ROW_COUNTERS`.
         """
         return {
             **{name: self._leases.counts[name] for name in LEASE_COUNTERS},
             **{name: self._counts[name] for name in GROUP_COUNTERS},
+            **self._feed.rows(),
             "open": len(self._leases.open),
             "ready": len(self._ready),
             "waiting": len(self._waiting),
@@ -342,13 +341,18 @@ class MixingQueue:
     def _refusal(self, lease_id: int, actor: str, prompt_id: str, oldest_version: int) -> Refused | None:
         refusal = self._leases.refusal(lease_id, actor, prompt_id)
         if refusal is None and oldest_version > self._step:
-            self._return(lease_id, "released")
+            task = self._leases.close(lease_id, "released")
+            self._waiting[task.sequence] = task
             return Refused("future_version")
         return refusal
 
-    def _return(self, lease_id: int, how: Literal["expired", "released"]) -> None:
-        task = self._leases.close(lease_id, how)
-        self._waiting[task.sequence] = task
+    def _reissue(self, task: Task) -> None:
+        """Have a prompt whose group was not there in time sampled anew, with another seed, or drop it."""
+        if task.reissues >= self.max_reissues:
+            self._counts["dropped_straggler"] += 1
+            return
+        self._counts["stragglers_reissued"] += 1
+        self._waiting[task.sequence] = dataclasses.replace(task, reissues=task.reissues + 1)
 
     def _again(self, task: Task, outcome: Literal["regenerated", "resampled"]) -> Committed:
         self._counts[outcome] += 1

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,11 +12,9 @@ import yaml
 from uniapl.analysis import Evaluation, Interval
 from uniapl.config import Config, load_config
 from uniapl.config_errors import masked
-from uniapl.data.errors import DataError
-from uniapl.data.reader import expand
+from uniapl.data.used import COLUMNS, files_recorded, files_used
 from uniapl.report.words import objective_words
 from uniapl.runlog import read_metrics
-from uniapl.storage import is_remote
 
 SHOWN = ("reward/mean", "reward/pass_rate", "loss/total", "expert/nll", "discriminator/gap", "kl/reference")
 """Of the last step's metrics, those that there are."""
@@ -44,7 +41,7 @@ def model_card(run: Path, step: int, dtype: str) -> str:
         f"term as weighted terms of one objective. Weights: {dtype}, as the learner held them after {step} optimizer "
         "steps.",
         f"## Method\n\n{_table(('what', 'value'), _method(config))}",
-        f"## Data\n\n{_table(('used for', 'file', 'bytes', 'SHA-256'), _data(config))}",
+        f"## Data\n\n{_table(COLUMNS, _data(run, config))}",
         f"## Results\n\n{_results_table(results)}{_training(run, step)}",
         f"## Made with\n\n{_table(('package', 'version'), _versions(run))}",
         f"## How to make it again\n\nWith the configuration below as `config.yaml`, the same data and packages:\n\n"
@@ -112,27 +109,16 @@ def _method(config: Config) -> list[tuple[str, ...]]:
     ]
 
 
-def _data(config: Config) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for use, paths in (("training", config.data.train), ("evaluation", config.data.heldout)):
-        for path in paths:
-            if is_remote(path):
-                rows.append((use, f"`{path}`", "in an object store", ""))
-                continue
-            try:
-                rows += [(use, f"`{file}`", str(file.stat().st_size), f"`{_sha256(file)}`") for file in expand([path])]
-            except (DataError, OSError):  # the run is over: its data may have gone
-                rows.append((use, f"`{path}`", "not there any more", ""))
-    return rows
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _data(run: Path, config: Config) -> list[tuple[str, ...]]:
+    rows = files_recorded(run) or files_used(config)
+    return [(use, f"`{file}`", size, digest and f"`{digest}`") for use, file, size, digest in rows]
 
 
 def _results(run: Path, step: int, config: Config) -> list[tuple[str, int, Interval]]:
-    """(what, step, held-out pass rate) before training and of these weights, where they were evaluated."""
+    """(what, step, held-out pass rate) before training and of these weights, where they were evaluated.
+
+    An evaluation beside training that later weights had a part in is not of these.
+    """
     last = [("after", config.run.steps)] if step == config.run.steps else []
     found = []
     for name, made in [("before", 0), (f"step-{step:05d}", step), *last]:
@@ -140,7 +126,9 @@ def _results(run: Path, step: int, config: Config) -> list[tuple[str, int, Inter
         if not path.is_file():
             continue
         evaluation = Evaluation.load(path)
-        if evaluation.step == made and (rate := evaluation.pass_rate) is not None:
+        if evaluation.step != made or (name.startswith("step-") and evaluation.versions != [made]):
+            continue
+        if (rate := evaluation.pass_rate) is not None:
             found.append(("before training" if name == "before" else "this model", made, rate))
     return found
 

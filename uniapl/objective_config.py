@@ -16,8 +16,9 @@ Average = Annotated[
     Literal["token", "sequence", "constant"],
     Field(description="over tokens (DAPO); of means over sequences (GRPO); over sequences x constant length (Dr.GRPO)"),
 ]
-ClipLow = Annotated[float, Field(gt=0, lt=1, description="the ratio is clipped below 1 - clip_low")]
-ClipHigh = Annotated[float, Field(gt=0, description="the ratio is clipped above 1 + clip_high")]
+_BINDS = "; binds where surrogate.proximal says"
+ClipLow = Annotated[float, Field(gt=0, lt=1, description="the ratio is clipped below 1 - clip_low" + _BINDS)]
+ClipHigh = Annotated[float, Field(gt=0, description="the ratio is clipped above 1 + clip_high" + _BINDS)]
 
 
 class Coefficient(Section):
@@ -100,7 +101,7 @@ class DemonstrationTerm(Section):
     """L_demo: weighted maximum likelihood of the expert's tokens."""
 
     weight: TermWeight = Field(constant(0.0), description="mu, of L_demo in the loss")
-    token_weight: Literal["uniform", "chord_phi"] = Field(
+    token_weight: Literal["uniform", "p_one_minus_p"] = Field(
         "uniform", description="1, or p (1 - p) of the policy's own probability p of the token"
     )
 
@@ -143,24 +144,26 @@ class AdversarialTerm(Section):
 
 
 class KlTerm(Section):
-    """L_kl: k3 estimate of the divergence from a frozen reference, on sampled tokens."""
+    """L_kl: k3 estimate of the divergence from a frozen reference, on sampled tokens, averaged as L_pref is."""
 
     weight: TermWeight = Field(constant(0.0), description="beta, of L_kl in the loss")
-    average: Average = "token"
     reference: Text | None = Field(None, description="Hugging Face folder; null: the policy's before training")
 
 
 class SurrogateConfig(Section):
     """What the surrogates of preference and adversarial term have in common.
 
-    With `proximal: step_start` rho = pi / pi_prox, pi_prox being the policy before the optimizer step, and kappa =
-    pi_prox / pi_behaviour corrects for the engine that sampled (decoupled PPO). With `behaviour` rho =
-    pi / pi_behaviour and there is nothing left to correct.
+    With `proximal: step_start` rho = pi / pi_prox, pi_prox being the policy before the batch's first optimizer step,
+    and kappa = pi_prox / pi_behaviour corrects for the engine that sampled (decoupled PPO). rho is 1 in that step: the
+    clip binds only where `learner.steps_per_batch` is > 1. With `behaviour` rho = pi / pi_behaviour: the clip binds,
+    and nothing is left to correct.
     """
 
     ratio: Literal["token", "sequence"] = Field("token", description="of every token, or of whole sequences (GSPO)")
     proximal: Literal["step_start", "behaviour"] = Field(
-        "step_start", description="what the ratio is against: the policy before the step, or the engine's"
+        "step_start",
+        description="what the ratio is against: the engine's policy, or the one before the batch: then the clip binds "
+        "only with learner.steps_per_batch > 1",
     )
     correction: Literal["truncate", "mask", "sequence", "off"] = Field(
         "truncate", description="min(kappa, cap); 0 outside [floor, cap]; one kappa per sequence, truncated; 1"
@@ -223,6 +226,11 @@ class ObjectiveConfig(Section):
     def cotrained(self) -> bool:
         """Whether a discriminator is trained beside the policy."""
         return self.adversarial.weight.ever_positive and self.adversarial.discriminator == "cotrained"
+
+    @property
+    def shapes_rewards(self) -> bool:
+        """Whether expert scores are added to the rewards at some step."""
+        return self.adversarial.as_reward and self.adversarial.weight.ever_positive
 
     @property
     def uses_rollouts(self) -> bool:

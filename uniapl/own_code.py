@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from typing import Any
 
 from uniapl.config_errors import ConfigError
@@ -12,6 +14,9 @@ _NEXT = "; allowed: module:name, the module below the current folder or installe
 
 def imported(key: str, name: str, allowed: str) -> Any:
     """What `name` stands for: anything that can be called.
+
+    The current folder is looked into last, and from now on: what lies there by chance under the name of an installed
+    package is never run.
 
     Args:
         key: of the configuration, for the message.
@@ -24,6 +29,8 @@ def imported(key: str, name: str, allowed: str) -> Any:
     module, colon, attribute = name.partition(":")
     if not (colon and module and attribute):
         raise ConfigError(f"{key}: got '{name}'; allowed: {allowed}")
+    if (here := os.getcwd()) not in sys.path:
+        sys.path.append(here)
     try:
         found = getattr(importlib.import_module(module), attribute, None)
     except (Exception, SystemExit) as error:  # a user's module may raise anything, or end the process

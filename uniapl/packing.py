@@ -51,22 +51,14 @@ def pack(lengths: list[int], row_tokens: int) -> list[list[int]]:
     return [sorted(row) for row in rows]
 
 
-def pack_balanced(lengths: list[int], row_tokens: int, rows: int | None = None) -> list[list[int]]:
-    """The same budget, with rows of even length: a row costs what it holds, so the longest one counts.
-
-    Args:
-        rows: how many to make, such as the most that any rank needs; as few as `pack` finds by default.
-
-    Returns:
-        Exactly `rows` rows; some are empty when there are fewer sequences.
+def pack_balanced(lengths: list[int], row_tokens: int) -> list[list[int]]:
+    """As many rows as `pack` makes, of even length: a row costs what it holds, so the longest one counts.
 
     Raises:
-        ValueError: a sequence is longer than a row, or `pack` needs more than `rows` rows.
+        ValueError: a sequence is longer than a row.
     """
     fewest = pack(lengths, row_tokens)
-    rows = len(fewest) if rows is None else rows
-    if len(fewest) > rows:
-        raise ValueError(f"rows is {rows}; allowed: >= {len(fewest)}, what the sequences need")
+    rows = len(fewest)
     if not rows:
         return []
     best = fewest
@@ -85,11 +77,6 @@ def pack_balanced(lengths: list[int], row_tokens: int, rows: int | None = None) 
 def longest_row(lengths: list[int], rows: list[list[int]]) -> int:
     """Tokens in the longest row; 0 without rows."""
     return max((sum(lengths[index] for index in row) for row in rows), default=0)
-
-
-def efficiency(lengths: list[int], rows: list[list[int]], row_tokens: int) -> float:
-    """The share of the rows' budget that holds tokens, between 0 and 1; 1.0 without rows."""
-    return sum(lengths[index] for row in rows for index in row) / (len(rows) * row_tokens) if rows else 1.0
 
 
 def _longest_first(lengths: list[int]) -> list[int]:

@@ -212,7 +212,9 @@ def delete_all(url: str, first: str | None = None) -> None:
             fs, path = _at(url)
             fs.delete_dir(path)
         if find(url):
-            raise StorageError(f"{url}: files are still there after they were deleted")
+            raise StorageError(
+                f"{url}: files are still there after they were deleted; allowed: the right to delete them"
+            )
 
 
 def check_writable(url: str) -> None:
@@ -224,7 +226,7 @@ def check_writable(url: str) -> None:
     probe = join(url, f".uniapl-write-test-{os.uname().nodename}-{os.getpid()}")
     write(probe, b"uniapl")
     if read(probe) != b"uniapl":
-        raise StorageError(f"{probe}: the store does not give back what was written")
+        raise StorageError(f"{probe}: the store does not give back what was written; allowed: one that does")
     delete(probe)
 
 

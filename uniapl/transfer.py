@@ -33,6 +33,8 @@ PIECES = 4
 SHORTEST_WAIT_S = 0.001
 """A wait of 0 would mean one without end to gloo."""
 
+Count = Callable[[int], object]
+
 
 class TransferError(RuntimeError):
     """A weight transfer that failed: who, in which phase and why."""
@@ -132,10 +134,9 @@ def _line(error: BaseException) -> str:
 class _Pipeline:
     """Pieces on the wire, a bounded number."""
 
-    def __init__(self, group: dist.ProcessGroupGloo, deadline: Deadline, memory: Memory) -> None:
-        self._group, self._deadline, self._memory = group, deadline, memory
+    def __init__(self, group: dist.ProcessGroupGloo, deadline: Deadline, memory: Memory, count: Count) -> None:
+        self._group, self._deadline, self._memory, self._count = group, deadline, memory, count
         self._on_wire: deque[tuple[dist.Work, Tensor]] = deque()
-        self.sent = 0
 
     def buffer(self) -> Tensor:
         """[PIECE_BYTES + CHECKSUM_BYTES] uint8, to be filled; waits for the oldest piece where there are enough."""
@@ -146,7 +147,7 @@ class _Pipeline:
     def send(self, piece: Tensor) -> None:
         """Begin to send what is in a buffer, or in a part of it."""
         self._on_wire.append((broadcast(self._group, piece, self._deadline), piece))
-        self.sent += piece.numel()
+        self._count(piece.numel())
 
     def finish(self) -> None:
         while self._on_wire:
@@ -164,7 +165,8 @@ def send(
     digest: xxhash.xxh3_64,
     stop: Event,
     memory: Memory | None = None,
-) -> int:
+    count: Count = lambda size: None,
+) -> None:
     """Broadcast every layer from rank 0 as one bucket.
 
     It goes in pieces that stay in the processor's cache while they are copied, checksummed and sent; while the last
@@ -177,20 +179,17 @@ def send(
         digest: of all buckets.
         stop: set to end it between two layers.
         memory: for pieces, PIECES of which stay in it; of its own by default.
-
-    Returns:
-        bytes sent.
+        count: called with the bytes of every piece that goes onto the wire.
 
     Raises:
         TransferInterruptedError: stopped, or a receiver is gone, or the deadline is over.
     """
-    pipeline = _Pipeline(group, deadline, memory or Memory())
+    pipeline = _Pipeline(group, deadline, memory or Memory(), count)
     for tensors in layers:
         if stop.is_set():
             raise TransferInterruptedError("stopped")
         _send_bucket(pipeline, tensors, digest)
     pipeline.finish()
-    return pipeline.sent
 
 
 def _send_bucket(pipeline: _Pipeline, tensors: list[Tensor], digest: xxhash.xxh3_64) -> None:

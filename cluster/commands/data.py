@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import count, example, whole
+from cluster.commands.words import add_json, count, example, whole
 
 DATA_FOLDER = Path("data/local")
 MODEL_FOLDER = Path("models/SmolLM2-135M-Instruct")
@@ -28,9 +27,7 @@ def add(commands: Any) -> None:
     )
     model.add_argument("--out", type=Path, default=MODEL_FOLDER)
     model.set_defaults(run=run_model)
-    prepare = parts.add_parser(
-        "prepare", help="build the local data set again", epilog=example("uniapl data prepare --seed 1")
-    )
+    prepare = parts.add_parser("prepare", help="build the local data set again", epilog=example("uniapl data prepare"))
     prepare.add_argument("--out", type=Path, default=DATA_FOLDER)
     prepare.add_argument("--model", type=Path, default=MODEL_FOLDER, help="whose tokenizer and samples are used")
     prepare.add_argument("--seed", type=int, default=0)
@@ -42,9 +39,7 @@ def _add_import(parts: Any) -> None:
     parser = parts.add_parser(
         "import",
         help="JSONL, JSON, CSV, Parquet, Arrow or hf: data into shards",
-        usage="uniapl data import INPUT ... --out FOLDER [option ...]",
         epilog=example("uniapl data import chats.jsonl --out data/mine --heldout 200"),
-        formatter_class=lambda prog: argparse.HelpFormatter(prog, max_help_position=27, width=80),
     )
     option = parser.add_argument
     option("inputs", nargs="+", metavar="INPUT", help="files, globs, or hf:NAME[:SPLIT[:CONFIG]]")
@@ -62,6 +57,7 @@ def _add_import(parts: Any) -> None:
     option("--model", metavar="FOLDER", help="whose tokens the next option counts")
     option("--max-response-tokens", type=whole, metavar="N", help="leave out longer responses")
     option("--overwrite", action="store_true", help="remove what was imported before")
+    add_json(parser, "what became of the rows, as one JSON object")
     parser.set_defaults(run=run_import)
 
 
@@ -74,7 +70,7 @@ def _add_inspect(parts: Any) -> None:
     parser.add_argument("shards", nargs="+", metavar="SHARD", help="files or globs, also of comparisons")
     parser.add_argument("--model", metavar="FOLDER", help="count its tokens, and show rows as it will see them")
     parser.add_argument("--rows", type=count, default=2, metavar="N", help="rows to show; default: 2")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
+    add_json(parser)
     parser.set_defaults(run=run_inspect)
 
 
@@ -82,7 +78,7 @@ def run_import(arguments: Namespace) -> int:
     from uniapl.config_errors import ConfigError
     from uniapl.data.importing.job import run_import as run
     from uniapl.data.importing.records import Request
-    from uniapl.data.importing.summary import summary
+    from uniapl.data.importing.summary import as_json, summary
     from uniapl.data.progress import Bar
 
     a = arguments
@@ -99,7 +95,7 @@ def run_import(arguments: Namespace) -> int:
     except KeyboardInterrupt:
         print("stopped by Ctrl-C; the same command goes on where it was")
         return 130
-    print(summary(ledger, a.out))
+    print(as_json(ledger, a.out) if a.json else summary(ledger, a.out))
     return 0
 
 

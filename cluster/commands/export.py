@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import dtype, example, stopped
+from cluster.commands.words import add_json, dtype, example, stopped, tell
 
 
 def add(commands: Any) -> None:
@@ -19,6 +19,7 @@ def add(commands: Any) -> None:
     parser.add_argument("--step", default="newest", metavar="N", help="of a checkpoint; default: newest")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/export/step-N")
     parser.add_argument("--dtype", type=dtype, metavar="TYPE", help="bfloat16 or float32; default: the learner's")
+    add_json(parser, "where it is, as one JSON object")
     parser.set_defaults(run=run)
 
 
@@ -27,7 +28,7 @@ def run(arguments: Namespace) -> int:
 
     a = arguments
     try:
-        print(f"model: {export_checkpoint(a.folder, a.step, a.out, a.dtype)}")
+        tell(a.json, {"model": str(export_checkpoint(a.folder, a.step, a.out, a.dtype))})
     except KeyboardInterrupt:
         return stopped()
     return 0

@@ -6,7 +6,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
-from cluster.commands.words import example
+from cluster.commands.words import add_json, example, tell
 
 
 def add(commands: Any) -> None:
@@ -24,6 +24,7 @@ def add(commands: Any) -> None:
     parser.add_argument(
         "--out", type=Path, metavar="FILE", help="of the comparison; default: comparison.html beside RUN"
     )
+    add_json(parser, "where it is, as one JSON object")
     parser.set_defaults(run=run)
 
 
@@ -35,7 +36,7 @@ def run(arguments: Namespace) -> None:
     if len(arguments.folders) == 1 and is_remote(arguments.folders[0]):
         from cluster.run_store import write_report_there
 
-        print(f"report: {write_report_there(arguments.folders[0])}")
+        tell(arguments.json, {"report": write_report_there(arguments.folders[0])})
         return
     folders = [Path(folder) for folder in arguments.folders]
     for name, folder in zip(arguments.folders, folders, strict=True):
@@ -49,6 +50,6 @@ def run(arguments: Namespace) -> None:
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise ConfigError(f"--out: got '{out}'; allowed: a file in a folder that is there")
     if len(folders) == 1:
-        print(f"report: {write_report(folders[0])}")
+        tell(arguments.json, {"report": str(write_report(folders[0]))})
     else:
-        print(f"comparison: {write_comparison(folders, out)}")
+        tell(arguments.json, {"comparison": str(write_comparison(folders, out))})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import Namespace
+from pathlib import Path
 from typing import Any
 
 from cluster.commands.words import add_config, example
@@ -22,7 +24,7 @@ def add(commands: Any) -> None:
     parser.set_defaults(run=run)
 
 
-def run(arguments: Namespace) -> None:
+def run(arguments: Namespace) -> int:
     from uniapl.config import load_config
 
     overrides = arguments.overrides
@@ -34,7 +36,22 @@ def run(arguments: Namespace) -> None:
     config = load_config(arguments.config, overrides, arguments.method)
     from cluster.checkpoints import full_disk_told
     from cluster.driver import train
+    from cluster.signals import Terminated
 
-    with full_disk_told(config.run_dir):
-        report = train(config, arguments.resume, arguments.debug)
+    try:
+        with full_disk_told(config.run_dir):
+            report = train(config, arguments.resume, arguments.debug)
+    except Terminated as end:
+        _tell("ended by SIGTERM" + (f" ({end})" if str(end) else ""), config.run_dir)
+        return 0
+    except KeyboardInterrupt:
+        _tell("stopped by Ctrl-C", config.run_dir)
+        return 130
     print(f"report: {report}")
+    return 0
+
+
+def _tell(how: str, folder: Path) -> None:
+    from cluster.checkpoints import kept
+
+    print(f"{how}; {kept(folder)}", file=sys.stderr)

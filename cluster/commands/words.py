@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def example(line: str) -> str:
     """The end of a command's help."""
     return f"example:\n  {line}"
+
+
+def add_json(parser: argparse.ArgumentParser, what: str = "one JSON object") -> None:
+    """--json: on standard output nothing but `what`."""
+    parser.add_argument("--json", action="store_true", help=what)
+
+
+def tell(as_json: bool, found: dict[str, Any]) -> None:
+    """What a command has made, as one JSON object or as a line for each."""
+    print(json.dumps(found) if as_json else "\n".join(f"{name}: {value}" for name, value in found.items()))
 
 
 def add_config(

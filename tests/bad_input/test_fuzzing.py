@@ -98,38 +98,30 @@ def test_what_json_writes_is_read_as_it_was(tree: Any) -> None:
 
 
 _SHARDS = """
-import json, random, sys
+import json, sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 from helpers_shards import nullable, row, write_ipc
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 from uniapl.data.errors import DataError
 from uniapl.data.reader import ShardReader
 
-folder, seed, count = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
-random.seed(seed)
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
 rows = [row(i) for i in range(12)]
 sound = [write_ipc(folder / "sound", rows, compression=c).read_bytes() for c in (None, "lz4", "zstd")]
 for options in ({"compression": "none"}, {"compression": "zstd"}, {"use_dictionary": False}):
     pq.write_table(pa.Table.from_pylist(rows, schema=nullable()), folder / "sound", row_group_size=4, **options)
     sound.append((folder / "sound").read_bytes())
 
-def mutated(content):
-    content = bytearray(content)
-    for _ in range(random.choice((1, 1, 2, 5, 20))):
-        at, kind = random.randrange(len(content)), random.randrange(6)
-        if kind < 3:
-            content[at] = random.choice((0, 1, 127, 128, 255, random.randrange(256)))
-        elif kind == 3:
-            content[at : at + 8] = random.choice((b"\\xff" * 8, bytes(8), b"\\xff" * 7 + b"\\x7f"))
-        elif kind == 4:
-            del content[at : at + random.randrange(1, 64)]
-            content = content or bytearray(b"x")
-        else:
-            content[at:at] = content[: random.randrange(64)]
-    return content
+put = st.sampled_from((b"\\0", b"\\x01", b"\\x7f", b"\\x80", b"\\xff", b"\\xff" * 8, bytes(8), b"\\xff" * 7 + b"\\x7f"))
+length = max(map(len, sound))
+places = st.integers(0, length - 1)
+overwritten = st.tuples(places, put | st.binary(min_size=1, max_size=1)).map(lambda e: (e[0], len(e[1]), e[1]))
+changed = st.tuples(places, st.integers(0, 63), st.binary(max_size=63))
 
 def tried(path):
     try:
@@ -145,11 +137,21 @@ def tried(path):
     return outcome
 
 found = {"refused": 0, "read": 0, "read in part": 0}
-for number in range(count):
+
+@settings(max_examples=count, deadline=None, database=None, print_blob=True,
+          suppress_health_check=list(HealthCheck), phases=[Phase.generate, Phase.shrink])
+@given(st.sampled_from(sound), st.lists(overwritten | overwritten | changed, min_size=1, max_size=4))
+def broken(content, edits):
+    content = bytearray(content)
+    for at, cut, put in edits:
+        at %= len(content) or 1
+        content[at : at + cut] = put
     path = folder / "last"  # a new file each time: the last one may still be mapped; it stays where this crashes
     path.unlink(missing_ok=True)
-    path.write_bytes(mutated(random.choice(sound)))
+    path.write_bytes(content)
     found[tried(path)] += 1
+
+broken()
 print(json.dumps(found))
 """
 
@@ -157,13 +159,13 @@ print(json.dumps(found))
 @pytest.mark.timeout(120)
 def test_shards_with_changed_bytes_never_crash_the_process(tmp_path: Path) -> None:
     """In a process of its own, so that a crash or an endless loop inside Arrow is seen; UNIAPL_FUZZ=N tries N."""
-    count = int(os.environ.get("UNIAPL_FUZZ", "1000"))
+    count = int(os.environ.get("UNIAPL_FUZZ", "600"))
     done = subprocess.run(
-        [sys.executable, "-X", "faulthandler", "-c", _SHARDS, str(tmp_path), "1", str(count)],
+        [sys.executable, "-X", "faulthandler", "-c", _SHARDS, str(tmp_path), str(count)],
         env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
         capture_output=True,
         text=True,
     )
-    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.returncode == 0, f"on {tmp_path / 'last'}: {done.stderr[-2000:]}"
     found = json.loads(done.stdout)
-    assert sum(found.values()) == count and all(found.values()), found
+    assert sum(found.values()) >= 0.9 * count and all(found.values()), found

@@ -1,6 +1,8 @@
 """Two hundred steps with a random fault every few seconds: `make chaos`.
 
-`CHAOS_STEPS` sets another number of steps, `CHAOS_SEED` another sequence of faults.
+Faults come from a shuffled deck, so that each kind is made before one is made again. A full disk is not among them: it
+must be of this run alone, so it is mounted where the nodes of a cluster that is there before do not see it
+(`test_kill_points.py` has it). `CHAOS_STEPS` sets another number of steps, `CHAOS_SEED` another sequence of faults.
 """
 
 from __future__ import annotations
@@ -13,38 +15,36 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from helpers_cli import shared_memory
 from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STEP, World, world
-from helpers_redis import Server, free_port
-from helpers_toy import toy_config
 
 from uniapl.runlog import read_metrics
 
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3600)]
 STEPS = int(os.environ.get("CHAOS_STEPS", "200"))
 SEED = int(os.environ.get("CHAOS_SEED", "7"))
-GROUPS, SAMPLES = 4, 4
-PAUSE_S = (2.0, 8.0)
+PAUSE_S = (1.0, 4.0)
 """Between two faults."""
+LEAST = STEPS // 13
+"""Faults in that many steps."""
 FATAL_EVERY = max(10, STEPS // 4)
 """Steps: at most one fault that ends the system in so many, since every new life starts engines for a minute."""
 GONE_S = 120.0
 """Within which nothing may be left of a life that ended."""
 LOSSES = 100
-"""Of one rollout actor, and of the whole system: more than there can be."""
+"""Of one rollout actor, and of the whole system: more than the faults that are made, which the test holds it to."""
+
+MADE_AGAIN = 1.25
+"""Leases for a consumed group on average, at most; 1.05 were measured."""
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as patch:
-        made = world(tmp_path, 4, patch, Server(free_port(), tmp_path))
+    """A head with room for two learner ranks and one engine, and a node for the other one."""
+    with world(tmp_path, 3) as made:
         yield made
-        if made.process:
-            made.process.kill()
-        made.cluster.shutdown()
-        made.redis.kill()
 
 
 def faults(place: World, draw: random.Random) -> dict[str, Callable[[], bool | None]]:
@@ -52,15 +52,24 @@ def faults(place: World, draw: random.Random) -> dict[str, Callable[[], bool | N
 
     Engines are taken one at a time: a run without any makes no steps.
     """
-    taken_at = [0]
+    taken_at, nodes = [0], [place.cluster.add_node(num_cpus=1)]
+
+    def both() -> bool:
+        step = place.last("step ")
+        if free := step > taken_at[0] and len(place.processes(ENGINE)) == 2 and place.last("engines ") == 2:
+            taken_at[0] = step
+        return free
 
     def engine(word: str, number: int) -> bool:
-        step = place.last("step ")
-        both = step > taken_at[0] and len(place.processes(ENGINE)) == 2 and place.last("engines ") == 2
-        if both:
+        if free := both():
             place.signal(word, number, draw.randrange(2))
-            taken_at[0] = step
-        return both
+        return free
+
+    def node() -> bool:
+        if free := both():
+            place.cluster.remove_node(nodes.pop(), allow_graceful=False)
+            nodes.append(place.cluster.add_node(num_cpus=1))
+        return free
 
     def redis() -> None:
         place.redis.kill()
@@ -70,12 +79,13 @@ def faults(place: World, draw: random.Random) -> dict[str, Callable[[], bool | N
     def reward(word: str) -> None:
         place.say(word)
         time.sleep(draw.uniform(1, 4))
-        place.say("")
+        place.say("slow 0.5")
 
     return {
         "rollout actor killed": lambda: engine(ACTOR, signal.SIGKILL),
         "engine process killed": lambda: engine(ENGINE, signal.SIGKILL),
         "engine hung": lambda: engine(ENGINE, signal.SIGSTOP),
+        "node removed": node,
         "reward replica killed": lambda: place.signal(REPLICA),
         "reward wrong": lambda: reward("wrong"),
         "reward hangs": lambda: reward("hang"),
@@ -108,57 +118,70 @@ def end(place: World, name: str) -> None:
 
 def disturb(place: World, draw: random.Random) -> Counter[str]:
     """A random fault every few seconds until the run has come to its end; how often each was made."""
-    made: Counter[str] = Counter()
     survived, fatal_at = faults(place, draw), draw.randrange(FATAL_EVERY // 2, FATAL_EVERY)
+    made = Counter(dict.fromkeys([*survived, *FATAL], 0))
+    decks: dict[bool, list[str]] = {True: [], False: []}
     while place.process and place.process.poll() is None:
         time.sleep(draw.uniform(*PAUSE_S))
         step = place.last("step ")
         if place.process.poll() is not None or not place.training or step > STEPS - 5:
             continue
-        if step >= fatal_at:
-            name = draw.choice(sorted(FATAL))
+        fatal = step >= fatal_at
+        if not (deck := decks[fatal]):
+            deck += sorted(FATAL if fatal else survived)
+            draw.shuffle(deck)
+        name = deck.pop()
+        if fatal:
             fatal_at += FATAL_EVERY
             end(place, name)
-        else:
-            name = draw.choice(sorted(survived))
-            if survived[name]() is False:
-                continue
+        elif survived[name]() is False:  # no second engine at the moment: later
+            deck.insert(0, name)
+            continue
         made[name] += 1
         print(f"step {step}: {name}", flush=True)
     return made
 
 
 def test_a_run_under_random_faults_keeps_its_books(place: World, tiny: Path) -> None:
-    place.config = toy_config(
-        place.folder,
+    place.configure(
         tiny,
-        run={"name": "faults", "steps": STEPS, "checkpoint_every": 5, "max_restarts": LOSSES},
-        rollout={"actors": 2, "min_actors": 1, "groups_in_flight": 4, "max_restarts": LOSSES},
-        reward={
-            "functions": [{"name": "helpers_toy:many_e_faulty"}],
-            "redis_url": place.redis.url,
-            "timeout_s": 5.0,
-        },
-        queue={"groups_per_step": GROUPS, "max_staleness": 2},
-        learner={"ranks": 2, "learning_rate": 1e-3},
-        cluster={"address": place.cluster.address, "broadcast_timeout_s": 20.0},
+        run={"steps": STEPS, "checkpoint_every": 5, "max_restarts": LOSSES},
+        rollout={"actors": 2, "max_restarts": LOSSES},
+        reward={"timeout_s": 5.0},
+        cluster={"broadcast_timeout_s": 20.0},
     )
-    place.say("")
-    before, began = shared_memory(), time.monotonic()
+    place.say("slow 0.5")  # a step takes a second, so that a lost engine is back before the next one is lost
+    began = time.monotonic()
     place.begin()
     made = disturb(place, random.Random(SEED))
     place.ends.append(place.ended())
     print(f"{time.monotonic() - began:.0f} s, {made.total()} faults, {len(place.ends)} lives: {dict(made)}", flush=True)
+    place.see_what_is_left()
     assert place.ends[-1][0] == 0, place.output[-4000:]
     assert "Traceback" not in place.output
     metrics = read_metrics(place.run)
     assert [m["step"] for m in metrics] == list(range(1, STEPS + 1))
-    state = place.assert_ledger_balances(STEPS, GROUPS)
+    state = place.assert_ledger_balances(STEPS)
     print(json.dumps({"leases": state["lease_counts"], "groups": state["counts"]}), flush=True)
-    place.assert_every_group_was_consumed_once(STEPS, GROUPS, SAMPLES)
-    assert max(m["staleness/max"] for m in metrics) <= 2
+    place.assert_every_group_was_consumed_once(STEPS)
     place.assert_engines_hold_the_learners_weights()
+    assert_every_kind_was_made(made)
+    assert_nothing_was_retried_without_a_fault(place, made, state)
+    assert place.left == []
+
+
+def assert_every_kind_was_made(made: Counter[str]) -> None:
+    assert made.total() >= LEAST, made
+    if STEPS >= 200:
+        assert min(made.values()) > 0, made
+
+
+def assert_nothing_was_retried_without_a_fault(place: World, made: Counter[str], state: dict[str, Any]) -> None:
+    """Engines and the system were started again as often as something ended them, and few groups were made again."""
     engines = sum(made[name] for name in ("rollout actor killed", "engine process killed", "engine hung"))
-    assert place.output.count("lost rollout-") <= engines, "nothing else may cost an engine"
-    assert [p.name() for word in (ACTOR, ENGINE, RANK, QUEUE, REPLICA) for p in place.processes(word)] == []
-    assert place.litter(before) == []
+    # A replacement may be put on the node that is about to be known as gone.
+    assert place.output.count("lost rollout-") <= engines + 2 * made["node removed"], "nothing else may cost an engine"
+    assert place.output.count("the run starts again") == made["queue actor killed"] + made["learner rank killed"]
+    counts, leases = Counter(state["counts"]), Counter(state["lease_counts"])
+    assert leases["leased"] < MADE_AGAIN * counts["consumed"]
+    assert leases["expired"] == 0

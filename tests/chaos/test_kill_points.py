@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
 from helpers_cli import RAYS_OWN_S, assert_nothing_left, environment, killed, shared_memory, signalled, start, train
 from helpers_exact import differences
 from helpers_toy import toy_config
+from killed_train import RETURNED, UNDER_WAY
 
 from cluster.checkpoints import newest_checkpoint
 from uniapl.runlog import read_metrics
 
 pytestmark = pytest.mark.chaos
 SEED = 5
-KILLS = 12
-STEPS = 10
+STEPS = 24
+"""More than all kills together let pass."""
 GRACE_S = 60
-LONGEST_S = {"start": 8.0, "connect": 0.5, "next_batch": 1.0, "step": 0.5, "broadcast": 0.05, "save": 0.3}
+STARTING_S = {"start": 8.0, "connect": 0.5}
+LOOP_S = {"next_batch": 1.0, "step": 0.15, "broadcast": 0.05, "save": 0.15}
 """Calls and how long after their beginning the driver may die: about as long as they take."""
+EACH = 3
+"""Kills for every call of the loop, beside one for each of those of a start: 14."""
 
 
 def config(folder: Path, model: Path, name: str, steps: int = STEPS, folder_of_runs: Path | None = None) -> Path:
@@ -47,20 +53,28 @@ def test_a_run_killed_at_random_points_is_the_undisturbed_run_bit_for_bit(tmp_pa
     place, draw, points, drivers = config(tmp_path, tiny, "killed"), random.Random(SEED), list[str](), list[int]()
     before = shared_memory()
     run = tmp_path / "killed" / "runs" / "killed"
-    for number in range(KILLS):
+    calls = [*STARTING_S, *(EACH * list(LOOP_S))]
+    draw.shuffle(calls)
+    seen: Counter[tuple[str, str]] = Counter()
+    for number, call in enumerate(calls):
         made = (newest_checkpoint(run) or (0, None))[0]
-        call = draw.choice(sorted(LONGEST_S))
-        step = 1 if call in ("start", "connect", "next_batch") else min(STEPS, made + draw.randint(1, 2))
-        point = f"{call}:{step}:{draw.uniform(0, LONGEST_S[call]):.3f}"
-        ended, driver = killed(place, point, *(["--resume"] if number else []))
+        step = 1 if call in STARTING_S else draw.randint(1, 2) + (0 if call == "next_batch" else made)
+        point = f"{call}:{step}:{draw.uniform(0, (STARTING_S | LOOP_S)[call]):.3f}"
+        ended, driver, line = killed(place, point, *(["--resume"] if number else []))
         drivers.append(driver)
-        points.append(f"{point} after {made} steps, orphans gone in {ended:.1f} s")
+        seen[call, line] += 1
+        points.append(f"{point} after {made} steps: {line}, orphans gone in {ended:.1f} s")
         print(points[-1], flush=True)
     for driver in drivers:
         assert_nothing_left(driver, before, RAYS_OWN_S)
     train(place, "--resume")
     assert differences(run, tmp_path / "undisturbed" / "runs" / "undisturbed", STEPS) == [], points
-    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [f"step-{k:05d}" for k in (4, 8, 9, 10)]
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == [
+        f"step-{k:05d}" for k in (4, 8, 12, 16, 20, 22, 23, 24)
+    ]
+    assert {line for _, line in seen} <= {UNDER_WAY, RETURNED}
+    for call in LOOP_S:
+        assert seen[call, UNDER_WAY] > 0, points
 
 
 def test_a_disk_that_fills_up_ends_the_run_with_one_line_and_the_last_checkpoint_whole(
@@ -101,7 +115,7 @@ def test_ctrl_c_twice_ends_at_once(tmp_path: Path, tiny: Path) -> None:
     rest, _ = process.communicate(timeout=30)
     assert time.monotonic() - began < 5
     assert process.returncode == 130, rest
-    assert rest.rstrip().endswith("stopped at once; `--resume` goes on from the newest checkpoint")
+    assert re.search(r"stopped at once; --resume goes on from step-\d{5}$", rest.rstrip())
     assert_nothing_left(process.pid, before, 10)
 
 
@@ -110,7 +124,7 @@ def test_sigterm_saves_the_step_under_way_within_the_grace_time(tmp_path: Path, 
     options = ("run.checkpoint_every=0", f"run.grace_seconds={GRACE_S}", "run.steps=500")
     status, output = signalled(place, "step 2/", signal.SIGTERM, *options, within_s=GRACE_S)
     assert status == 0
-    assert output.rstrip().endswith("ended by SIGTERM; `--resume` goes on from the newest checkpoint")
     run = tmp_path / "ended" / "runs" / "ended"
     found = newest_checkpoint(run)
     assert found is not None and 2 <= found[0] == read_metrics(run)[-1]["step"] < 500
+    assert output.rstrip().endswith(f"ended by SIGTERM; --resume goes on from {found[1].name}")

@@ -26,6 +26,9 @@ asks for brevity; complete sound sentences only; mean log probability above a bo
 quotation marks, commas, bullets, sections, paragraphs, title, postscript, keywords, highlights, placeholders, end
 phrase. It is kept only if every checker passes and it fits in 64 tokens. The facts in it are a small model's and often
 wrong: the data teaches form, not knowledge. Where no sample was sound the prompt stands without a response.
+The samples of an instruction are ordered (finished ones first, then by mean log probability); every prompt of the
+instruction begins with another one, tries its first three sentences, then two, then one, then the next sample, and
+takes the first draft whose repair passes.
 
 Held-out arguments are disjoint from training: words are dealt to one split or the other, counts and letters are
 split, topics do not overlap. Constraints without arguments (lower case, quotation, ...) recur, as do relations
@@ -51,7 +54,8 @@ def _split(name: str, counts: dict[str, Any]) -> str:
         f"## {name}",
         f"{counts['prompts']} prompts ({counts['with response']} with a response) of {counts['instructions']} plain "
         f"instructions. Constraints per prompt: {sizes}. Response tokens, end of turn included: {tokens}. The model's "
-        f"best unrepaired sample follows all constraints of {counts['raw pass rate']:.1%} of the prompts.",
+        f"best unrepaired sample for the plain instruction, without the constraints, follows them all in "
+        f"{counts['raw pass rate']:.1%} of the prompts.",
         "",
         "| constraint | prompts | alone | of these the unrepaired sample passes |",
         "|---|---|---|---|",

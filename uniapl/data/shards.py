@@ -83,7 +83,9 @@ def _copy(entry: Entry, path: Path, done: Callable[[int], None]) -> None:
     found = download(entry.url, path)
     if found[0] != entry.size:
         path.unlink(missing_ok=True)
-        raise StorageError(f"{entry.url}: {found[0]} of {entry.size} bytes arrived")
+        raise StorageError(
+            f"{entry.url}: {found[0]} of {entry.size} bytes arrived; allowed: whole files; the same command tries again"
+        )
     note = {"size": entry.size, "mtime_ns": entry.mtime_ns, "fingerprint": found}
     partial = _note(path).with_suffix(".partial")
     partial.write_text(json.dumps(note), encoding="utf-8")

@@ -61,6 +61,7 @@ class Cursor:
         """The cursor and the counts so far, as JSON-able values."""
         return {
             "rows": len(self.reader),
+            "shards": self.reader.fingerprint,
             "seed": self.seed,
             "epoch": self.epoch,
             "position": self.position,
@@ -74,8 +75,8 @@ class Cursor:
         Raises:
             DataError: it was saved with other shards or another seed.
         """
-        for name, own in (("rows", len(self.reader)), ("seed", self.seed)):
-            if state[name] != own:
+        for name, own in (("rows", len(self.reader)), ("shards", self.reader.fingerprint), ("seed", self.seed)):
+            if state.get(name, own) != own:
                 raise DataError(f"saved cursor of {self.stream}: {name} {state[name]}; allowed: {own}, as in this run")
         self.skipped = Counter(state["skipped"])
         self._go_to(state["epoch"], state["position"], state["usable"])
@@ -97,7 +98,7 @@ class PromptSource:
     """Prompts over all rows, with the expert response where there is one.
 
     A prompt of more than `max_prompt_tokens` tokens is a bad row. An expert response of more than
-    `max_response_tokens` is not: `expert_ids` ends there.
+    `max_response_tokens` is not: `expert_ids` ends there, and it is counted.
     """
 
     def __init__(
@@ -111,6 +112,8 @@ class PromptSource:
     ) -> None:
         self.encoder = encoder
         self.max_prompt_tokens, self.max_response_tokens = max_prompt_tokens, max_response_tokens
+        self.cut = 0
+        """Expert responses of which `expert_ids` holds the beginning alone, so far."""
         self._cursor = Cursor(reader, seed, "prompts", on_bad_row)
 
     @property
@@ -128,16 +131,20 @@ class PromptSource:
     def _read(self, index: int) -> Prompt:
         row = self._cursor.reader[index]
         ids = prompt_ids(row, self.encoder, self.max_prompt_tokens)
-        expert = None if row.response is None else self.encoder.response_ids(row.response)[: self.max_response_tokens]
+        expert = None if row.response is None else self.encoder.response_ids(row.response)
+        if expert is not None and len(expert) > self.max_response_tokens:
+            expert = expert[: self.max_response_tokens]
+            self.cut += 1
         return Prompt(row.id, row.messages, ids, row.verifier, row.response, expert)
 
     def state_dict(self) -> dict[str, Any]:
         """The cursor, JSON-able."""
-        return self._cursor.state_dict()
+        return self._cursor.state_dict() | {"cut": self.cut}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state` was saved; DataError if it belongs to other shards or another seed."""
         self._cursor.load_state_dict(state)
+        self.cut = state.get("cut", 0)
 
 
 class DemonstrationSource:

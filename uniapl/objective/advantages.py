@@ -11,7 +11,8 @@ DELTA = 1e-6
 def group_advantages(values: list[float], divide_by_std: bool) -> list[float]:
     """A_i = r_i - mean r, divided by (std r + DELTA) where asked for (GRPO; without: Dr.GRPO).
 
-    A group of one sample, or of equal values, gets exactly 0.
+    A group of one sample, or of equal values, gets exactly 0. Values so far apart that their difference is no float
+    get infinite advantages, which the learner's check of the loss finds.
 
     Args:
         values: one reward or expert score per sample, [samples].
@@ -24,9 +25,12 @@ def group_advantages(values: list[float], divide_by_std: bool) -> list[float]:
         raise ValueError(f"group values must be finite, got {values}")
     if len(set(values)) <= 1:
         return [0.0] * len(values)
-    mean = math.fsum(values) / len(values)
-    centred = [v - mean for v in values]
+    # Scaling by a power of two is exact, and neither sums nor squares of what is at most 1 overflow.
+    exponent = max(0, math.frexp(max(map(abs, values)))[1])
+    scaled = [math.ldexp(v, -exponent) for v in values]
+    mean = math.fsum(scaled) / len(scaled)
+    centred = [v - mean for v in scaled]
     if not divide_by_std:
-        return centred
-    std = math.sqrt(math.fsum(c * c for c in centred) / len(values))
-    return [c / (std + DELTA) for c in centred]
+        return [math.ldexp(c, exponent - 1) * 2.0 if exponent else c for c in centred]
+    std = math.sqrt(math.fsum(c * c for c in centred) / len(centred))
+    return [c / (std + math.ldexp(DELTA, -exponent)) for c in centred]

@@ -53,7 +53,7 @@ class Controllers:
             if measured is None or self._objective.weight_at(term, step) is not None:
                 continue
             if not math.isfinite(measured):
-                raise ValueError(f"step {step}: {MEASURED[term]} is {measured}, the {term} weight cannot follow it")
+                raise ValueError(f"step {step + 1}: {MEASURED[term]} is {measured}, the {term} weight cannot follow it")
             c = self._objective.coefficients[term]
             moved[term] = min(c.max, max(c.min, value + c.rate * (measured - c.target)))
         self._lagrangian |= moved

@@ -22,6 +22,7 @@ from uniapl.objective_config import TERMS, ObjectiveConfig
 REDUCED = (
     *(f"loss/{term}" for term in TERMS),
     "tokens/sampled",
+    "tokens/adversarial",
     "tokens/demonstration",
     "sum/ratio",
     "sum/correction",
@@ -44,8 +45,8 @@ class RowsLoss:
     """Scalar with gradient: summed over all rows and ranks it is the loss of the whole batch."""
     sums: dict[str, float]
     """By `REDUCED`; may be added up over rows and ranks."""
-    token_loss: Tensor
-    """[N], without gradient: what each token adds to the loss."""
+    finite: Tensor
+    """[N], bool: whether every term that counts has a finite loss of the token, those measured at a weight of 0 too."""
     log_ratio: Tensor
     """[sampled tokens], without gradient: log pi - log pi_behaviour."""
 
@@ -68,8 +69,8 @@ def rows_loss(
         weights: of every term in this step.
         objective: everything else about the terms.
         reference: [N], log-probabilities under the frozen reference; needed where the weight of `kl` is > 0.
-        proximal: [N], log-probabilities at the start of the optimizer step. By default `logprobs` themselves: one
-            step is made per batch, so rho is 1 in value and its gradient is grad log pi.
+        proximal: [N], log-probabilities before the batch's first optimizer step. By default `logprobs` themselves, as
+            in that first step: rho is 1 in value and its gradient is grad log pi.
 
     Raises:
         ValueError: there is no `reference` and the weight of `kl` is > 0.
@@ -92,10 +93,11 @@ def rows_loss(
     total = sum((weights[term] * mean for term, mean in means.items() if weights[term] > 0), torch.zeros_like(start))
     loss = total.sum() + logprobs[:0].sum()  # the second part is 0, and differentiable where no term counts
     sums = {f"loss/{term}": mean.detach().sum() for term, mean in means.items()}
+    finite = torch.stack([mean.detach().isfinite() for mean in means.values()] or [torch.isfinite(start)]).all(0)
     sums |= _statistics(logprobs.detach(), rows, sampled, correction, preference, adversarial)
     sums["sum/kl_reference"] = divergence.detach().sum()
     behaved = (logprobs.detach() - rows.behaviour)[sampled]
-    return RowsLoss(loss, _as_floats(sums), total.detach(), behaved)
+    return RowsLoss(loss, _as_floats(sums), finite, behaved)
 
 
 def _surrogates(
@@ -124,6 +126,7 @@ def _statistics(
     logs = torch.where(sampled, logprobs - rows.behaviour, 0.0).clamp(max=LOG_RATIO_LIMIT)
     return {
         "tokens/sampled": sampled.sum(),
+        "tokens/adversarial": (rows.adversarial > 0).sum(),
         "tokens/demonstration": demonstrated.sum(),
         "sum/ratio": (torch.exp(logs) * sampled).sum(),
         "sum/correction": (correction * sampled).sum(),

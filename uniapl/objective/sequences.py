@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from uniapl.objective.advantages import group_advantages
 from uniapl.objective_config import ObjectiveConfig
-from uniapl.records import Demonstration, Group, MixedBatch, Sample
+from uniapl.records import Demonstration, Group, MixedBatch
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def _of_group(
     averages = {
         "preference": objective.preference.average,
         "adversarial": objective.adversarial.average,
-        "kl": objective.kl.average,
+        "kl": objective.preference.average,
     }
     return [
         TrainingSequence(
@@ -107,22 +107,32 @@ def _share(average: str, length: int, constant_length: int, advantage: float = 0
 def _advantages(group: Group, objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, list[float]]:
     """Advantages [samples] of every active term that counts this group's samples."""
     found: dict[str, list[float]] = {}
-    adversarial, scores = objective.adversarial, [s.score.expert_score if s.score else None for s in group.samples]
+    adversarial, scores = objective.adversarial, _expert_scores(group)
     if objective.active("preference", weights):
-        scale = weights["adversarial"] if adversarial.as_reward else 0.0
-        rewards = [_reward(group, sample) for sample in group.samples]
-        # A sample without an expert score keeps its reward alone.
-        shaped = [r if s is None or not scale else r + scale * s for r, s in zip(rewards, scores, strict=True)]
-        found["preference"] = group_advantages(shaped, objective.preference.advantage_std)
-    known = [s for s in scores if s is not None]
-    if objective.active("adversarial", weights) and not adversarial.as_reward and len(known) == len(scores):
-        found["adversarial"] = group_advantages(known, adversarial.advantage_std)
+        rewards = [r for r in shaped_rewards(group, objective, weights) if r is not None]
+        if len(rewards) < len(group.samples):
+            raise ValueError(f"prompt {group.prompt.id}: a sample without a reward reached the objective")
+        found["preference"] = group_advantages(rewards, objective.preference.advantage_std)
+    if objective.active("adversarial", weights) and not adversarial.as_reward and scores is not None:
+        found["adversarial"] = group_advantages(scores, adversarial.advantage_std)
     if objective.active("kl", weights):
         found["kl"] = [0.0] * len(group.samples)
     return found
 
 
-def _reward(group: Group, sample: Sample) -> float:
-    if sample.score is None or sample.score.reward is None:
-        raise ValueError(f"prompt {group.prompt.id}: a sample without a reward reached the objective")
-    return sample.score.reward
+def shaped_rewards(group: Group, objective: ObjectiveConfig, weights: dict[str, float]) -> list[float | None]:
+    """What the preference term compares, [samples]: the rewards, with `as_reward` plus lambda x expert score.
+
+    A group in which a sample has no expert score is compared by reward alone. None: a sample without a reward.
+    """
+    rewards = [sample.score.reward if sample.score else None for sample in group.samples]
+    scores = _expert_scores(group) if objective.adversarial.as_reward and weights["adversarial"] else None
+    if scores is None:
+        return rewards
+    return [None if r is None else r + weights["adversarial"] * s for r, s in zip(rewards, scores, strict=True)]
+
+
+def _expert_scores(group: Group) -> list[float] | None:
+    """[samples]; None where any sample has none."""
+    scores = [s.score.expert_score for s in group.samples if s.score and s.score.expert_score is not None]
+    return scores if len(scores) == len(group.samples) else None

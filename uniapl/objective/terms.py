@@ -33,11 +33,11 @@ def demonstration_loss(logprobs: Tensor, proximal: Tensor, weight: Tensor, weigh
         logprobs: of the policy being trained, with gradient.
         proximal: of the policy at the start of the optimizer step, without gradient.
         weight: of each token in the term, 0 where it does not count.
-        weighting: `uniform`: c = 1; `chord_phi`: c = p (1 - p) without gradient (CHORD, arXiv 2508.11408), small
+        weighting: `uniform`: c = 1; `p_one_minus_p`: c = p (1 - p) without gradient (CHORD, arXiv 2508.11408), small
             for tokens that the policy already has and for those that it would never say.
     """
     losses = -torch.where(weight > 0, logprobs, 0.0) * weight
-    return losses * -torch.exp(proximal) * torch.expm1(proximal) if weighting == "chord_phi" else losses
+    return losses * -torch.exp(proximal) * torch.expm1(proximal) if weighting == "p_one_minus_p" else losses
 
 
 def policy_ratio(logprobs: Tensor, proximal: Tensor, sampled: Tensor, sequence: Tensor, level: str) -> Tensor:

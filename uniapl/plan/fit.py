@@ -7,8 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from uniapl.config import Config
-from uniapl.plan.engine import EngineMemory, engine_memory
-from uniapl.plan.learner import CPU_PROCESS_BYTES, LearnerModels, host_bytes, learner_parts, loading_bytes
+from uniapl.plan.engine import CUDA_ENGINE_BYTES, EngineMemory, engine_memory
+from uniapl.plan.learner import (
+    CPU_PROCESS_BYTES,
+    LearnerModels,
+    host_bytes,
+    learner_parts,
+    loading_bytes,
+    resting_bytes,
+)
 
 GIB = 1 << 30
 MOST_RANKS = 1024
@@ -49,7 +56,9 @@ def learner_bytes(config: Config, models: LearnerModels, gpu: bool) -> float:
 
 
 def gpus_needed(config: Config) -> int:
-    """One for each learner rank, `rollout.tensor_parallel` for each engine."""
+    """One for each learner rank, `rollout.tensor_parallel` for each engine that does not share the learner's."""
+    if config.rollout.colocate:
+        return 1
     engines = config.rollout.actors if config.needs_engine else 0
     return config.learner.ranks + engines * config.rollout.tensor_parallel
 
@@ -59,6 +68,8 @@ def misfits(config: Config, models: LearnerModels, engine: EngineMemory | None, 
     if not machines.gpu:
         return list(_on_cpu(config, models, engine, machines))
     found = [*_gpus(config, machines), *_learner(config, models, machines), *_node(config, models, machines)]
+    if config.rollout.colocate and engine:
+        found += _in_turns(config, models, machines)
     return found + (list(_engine(config, models, engine, machines)) if engine else [])
 
 
@@ -116,6 +127,24 @@ def _learner(config: Config, models: LearnerModels, machines: Machines) -> Itera
         )
 
 
+def _in_turns(config: Config, models: LearnerModels, machines: Machines) -> Iterator[Misfit]:
+    """On the GPU that they share: the learner at work beside a sleeping engine, the engine beside a resting learner."""
+    limit, gpu = USABLE * machines.gpu_gib * GIB, machines.gpu_gib * GIB
+    training = learner_bytes(config, models, gpu=True) + CUDA_ENGINE_BYTES
+    if training > limit >= training - CUDA_ENGINE_BYTES:  # without the engine it fits
+        yield Misfit(
+            f"a learner rank and a sleeping engine, {training / GIB:.1f} GiB, on a GPU of {machines.gpu_gib:g} GiB",
+            _learner_change(config, models, limit - CUDA_ENGINE_BYTES),
+        )
+    resting, share = resting_bytes(config, models), config.rollout.gpu_memory_utilization
+    if resting + share * gpu > limit:
+        yield Misfit(
+            f"an engine with {share:.0%} of a GPU of {machines.gpu_gib:g} GiB beside a resting learner of "
+            f"{resting / GIB:.1f} GiB",
+            f"rollout.gpu_memory_utilization to {max(0, math.floor(100 * (limit - resting) / gpu)) / 100:g}",
+        )
+
+
 def _node(config: Config, models: LearnerModels, machines: Machines) -> Iterator[Misfit]:
     """All ranks of a node load at the same time."""
     ranks, each = min(config.learner.ranks, machines.node_gpus), host_bytes(models) / GIB
@@ -135,7 +164,7 @@ def _learner_change(config: Config, models: LearnerModels, limit: float) -> str:
         steps.append(("micro_batch_rows", 1))
     if not c.activation_checkpointing:
         steps.append(("activation_checkpointing", True))
-    ranks = c.ranks
+    ranks = MOST_RANKS if config.rollout.colocate else c.ranks
     while (ranks := 2 * ranks) <= MOST_RANKS:
         steps.append(("ranks", ranks))
     d = config.data

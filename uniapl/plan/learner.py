@@ -122,6 +122,12 @@ def learner_parts(config: Config, models: LearnerModels, gpu: bool) -> list[Part
     return parts
 
 
+def resting_bytes(config: Config, models: LearnerModels) -> float:
+    """What a rank keeps of a GPU from step to step: all but what belongs to one pass."""
+    passing = {"activations", "gradients on the way"}
+    return sum(part.bytes for part in learner_parts(config, models, gpu=True) if part.name not in passing)
+
+
 def loading_bytes(config: Config, models: LearnerModels, gpu: bool) -> float:
     """What a rank's device holds while a model is whole there, before it is sharded: the policy comes first."""
     b, ranks = DTYPE_BYTES[config.learner.dtype], config.learner.ranks

@@ -24,7 +24,8 @@ class Rates:
     generate: float | None = None
     """Sampled tokens, of all engines together."""
     train: float | None = None
-    """Tokens trained on, of all ranks together: a prompt counts once per sample, as in `tokens/trained_per_s`."""
+    """Tokens trained on, of all ranks together: a prompt counts once per sample, and everything once per optimizer
+    step on it, as in `tokens/trained_per_s`."""
     bandwidth: float | None = None
     sample_tokens: float | None = None
     """Of one sampled response."""
@@ -94,7 +95,7 @@ def pace(config: Config, tokens: StepTokens, rates: Rates, sent_bytes: int, band
     if (tokens.generated and not rates.generate) or not rates.train:
         return None
     generate_s = tokens.generated / rates.generate if rates.generate else 0.0
-    train_s = tokens.trained / rates.train
+    train_s = tokens.trained * config.learner.steps_per_batch / rates.train
     broadcast_s = sent_bytes / 1e9 / bandwidth
     slower = "generating" if generate_s > train_s else "training"
     allowed = config.queue.max_staleness if tokens.generated else 0

@@ -27,6 +27,8 @@ class Plan:
     ranks: int
     engines: int
     tensor_parallel: int
+    in_turns: bool
+    """Engine and rank share one GPU."""
     shape: ModelShape
     learner: list[Part]
     loading_bytes: float
@@ -67,7 +69,7 @@ def make_plan(config: Config, machines: Machines, rates: Rates) -> Plan:
     shape = models.policy
     engine = engine_memory(config, shape, machines.gpu_gib * GIB if gpu else None) if config.needs_engine else None
     tokens, sent = step_tokens(config, rates), broadcast_bytes(config, shape)
-    bandwidth = rates.bandwidth or (GPU_BANDWIDTH if gpu else CPU_BANDWIDTH)
+    bandwidth = rates.bandwidth or (GPU_BANDWIDTH if gpu and not config.rollout.colocate else CPU_BANDWIDTH)
     return Plan(
         name=config.run.name,
         model=config.model.path,
@@ -76,6 +78,7 @@ def make_plan(config: Config, machines: Machines, rates: Rates) -> Plan:
         ranks=config.learner.ranks,
         engines=config.rollout.actors if engine else 0,
         tensor_parallel=config.rollout.tensor_parallel if gpu else 1,
+        in_turns=config.rollout.colocate and gpu,
         shape=shape,
         learner=learner_parts(config, models, gpu),
         loading_bytes=loading_bytes(config, models, gpu),

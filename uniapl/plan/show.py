@@ -48,7 +48,8 @@ def _title(plan: Plan) -> str:
         return f"{plan.name}: {ranks} and {engines} on CPUs with {plan.machines.cpu_gib:.1f} GiB"
     if plan.tensor_parallel > 1:
         engines += f" of {plan.tensor_parallel} GPUs"
-    return f"{plan.name}: {ranks} and {engines}: {plan.gpus} GPUs of {plan.machines.gpu_gib:g} GiB"
+    gpus = "1 GPU, in turns," if plan.in_turns else f"{plan.gpus} GPUs"
+    return f"{plan.name}: {ranks} and {engines}: {gpus} of {plan.machines.gpu_gib:g} GiB"
 
 
 def _parts(title: str, parts: list[Part]) -> Table:

@@ -1,4 +1,4 @@
-"""Charts as inline SVG. Colours come from the page's classes `c1` to `c6`, so that dark mode can change them."""
+"""Charts as inline SVG. Colours come from the page's classes `c1` to `c7`, so that dark mode can change them."""
 
 from __future__ import annotations
 

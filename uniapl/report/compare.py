@@ -189,16 +189,14 @@ def _histogram(title: str, layers: list[tuple[str, list[Any], str]], unit: str) 
 def _times(runs: list[Run]) -> dict[str, Any]:
     """Seconds and share of every part of the steps, a column for each run."""
     totals = [{name: seconds for name, seconds, _ in figures.time_totals(run.metrics)} for run in runs]
-    rows = []
-    for name in figures.TIMES:
-        if any(name in found for found in totals):
-            rows.append(Row(name, "", [(_share(found, name), "") for found in totals]))
+    spent = [(name, kind) for name, kind in figures.TIMES if any(name in found for found in totals)]
+    rows = [Row(name, "", [(_share(found, name), "") for found in totals]) for name, _ in spent]
     bars = [
         (run.name, share_bar([(seconds, kind) for _, seconds, kind in figures.time_totals(run.metrics)]))
         for run, found in zip(runs, totals, strict=True)
         if found
     ]
-    return {"rows": rows, "bars": bars, "legend": list(zip(figures.COLOURS, figures.TIMES, strict=True))}
+    return {"rows": rows, "bars": bars, "legend": [(kind, name) for name, kind in spent]}
 
 
 def _share(found: dict[str, float], name: str) -> str:

@@ -30,7 +30,11 @@ PLAIN = ("weight/", "queue/resampled", "queue/kept_equal", "queue/dropped", "que
 """Metrics without noise, drawn as they are."""
 BEFORE, AFTER = "c6", "c1"
 POLICY, EXPERT = "c1", "c2"
-TIMES = ("generate", "score", "wait", "train", "broadcast", "other")
+TIMES = (
+    *(("generate", "c1"), ("score", "c2"), ("wait", "c3"), ("train", "c4")),
+    *(("evaluate", "c7"), ("broadcast", "c5"), ("other", "c6")),
+)
+"""Parts of a step's time, with their colours."""
 
 
 class Chart(NamedTuple):
@@ -188,6 +192,17 @@ STALENESS = [
         "groups",
         zero=True,
     ),
+    Chart(
+        "Rows passed over or cut so far",
+        (
+            ("queue/skipped_prompts", "bad, as prompts", "c4"),
+            ("queue/skipped_demonstrations", "bad, as demonstrations", "c2"),
+            ("queue/cut_experts", "expert response cut", "c1"),
+        ),
+        "rows",
+        zero=True,
+        nonzero=True,
+    ),
 ]
 SPEED = [
     Chart(
@@ -293,16 +308,13 @@ def importance_figures(metrics: Metrics) -> list[Figure]:
 
 def time_figure(metrics: Metrics) -> Figure | None:
     """Where the seconds of each step went."""
-    layers = [series(metrics, f"time/{name}", name, c) for name, c in zip(TIMES, COLOURS, strict=True)]
+    layers = [series(metrics, f"time/{name}", name, colour) for name, colour in TIMES]
     return stacked_chart("Wall time of a step", [s for s in layers if any(s.ys)], "seconds")
 
 
 def time_totals(metrics: Metrics) -> list[tuple[str, float, str]]:
     """(name, seconds over all steps, colour) of each part of the steps."""
-    totals = [
-        (name, sum(record.get(f"time/{name}", 0.0) for record in metrics), colour)
-        for name, colour in zip(TIMES, COLOURS, strict=True)
-    ]
+    totals = [(name, sum(record.get(f"time/{name}", 0.0) for record in metrics), colour) for name, colour in TIMES]
     return [row for row in totals if row[1] > 0]
 
 

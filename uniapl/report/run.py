@@ -9,6 +9,7 @@ from typing import Any
 
 from uniapl.analysis import Evaluation
 from uniapl.config_errors import masked, parse_yaml
+from uniapl.data.used import files_recorded
 from uniapl.report.evaluations import load_beside
 from uniapl.runlog import RunError, read_metrics
 
@@ -27,6 +28,8 @@ class Run:
     after: Evaluation | None
     versions: list[tuple[str, str]]
     beside: list[Evaluation] = field(default_factory=list)
+    data: list[list[str]] = field(default_factory=list)
+    """A row of `uniapl.data.used.COLUMNS` for each file of the data."""
 
     @property
     def planned_steps(self) -> int | None:
@@ -54,7 +57,7 @@ def load_run(run_dir: Path) -> Run:
     """Everything that the report is made of.
 
     Raises:
-        RunError: there is no such folder, or its metrics, evaluations or versions are damaged.
+        RunError: there is no such folder, or its metrics, evaluations, versions or list of data are damaged.
         ConfigError: its config.yaml is not YAML.
     """
     run_dir = Path(run_dir)
@@ -70,6 +73,7 @@ def load_run(run_dir: Path) -> Run:
         before=_evaluation(run_dir / "eval" / "before.json"),
         after=_evaluation(run_dir / "eval" / "after.json"),
         versions=_versions(run_dir / "versions.json"),
+        data=files_recorded(run_dir),
     )
 
 

@@ -21,6 +21,8 @@ from uniapl.data.reader import check_structure
 
 ENDINGS = (".jsonl", ".ndjson", ".json", ".csv", ".parquet", ".arrow")
 """Of files; the first four also with .gz behind."""
+LOOKED_AT = 100
+"""Rows of a JSON file whose columns together tell its format: not every row has all of them."""
 _BATCH = 256
 """Rows of a Parquet file that are decoded at a time."""
 _DAMAGED = (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error)
@@ -75,14 +77,13 @@ class FileSource:
             raise DataError(
                 f"{self.name}: cannot be read, truncated or damaged: {error}; allowed: a whole file"
             ) from None
-        first: Record | None = None
-        for record in itertools.islice(self.rows(0, []), 100):
-            if isinstance(record.values, dict):
-                return list(record.values)
-            first = first or record
-        if first:
-            raise DataError(f"{first.where}: {first.values}")
-        raise DataError(f"{self.name}: no rows; allowed: at least one row")
+        records = list(itertools.islice(self.rows(0, []), LOOKED_AT))
+        if not records:
+            raise DataError(f"{self.name}: no rows; allowed: at least one row")
+        found = [record.values for record in records if isinstance(record.values, dict)]
+        if not found:
+            raise DataError(f"{records[0].where}: {records[0].values}")
+        return list(dict.fromkeys(name for values in found for name in values))
 
 
 def _csv_rows(path: Path, start: int) -> Iterator[Record]:

@@ -61,9 +61,9 @@ def _history(value: Any) -> Messages:
 
 def _shard(values: dict[str, Any]) -> Item:
     """The columns of the shards themselves."""
-    response = values["response"]
+    response = values.get("response")
     return Item(
-        messages_of(values["messages"], "messages"),
+        messages_of(values.get("messages"), "messages"),
         None if response is None else text(response, "response", "response"),
     )
 
@@ -170,3 +170,28 @@ def _fitting(name: str, columns: list[str], made: Format | None) -> Format:
         if column not in columns:
             raise DataError(f"{name}: column {column}: missing, for the format {made.name}; allowed: {shown}")
     return made
+
+
+def check_ignored(values: dict[str, Any], made: Format, columns: list[str], request: Request) -> None:
+    """See that a row of a source, told by its first rows to have these columns, says nothing that its format ignores.
+
+    Raises:
+        DataError: the row has a column that calls for another format, or its response in another one than is read.
+    """
+    new = [name for name, value in values.items() if value is not None and name not in columns]
+    other = format_of("", [*columns, *new], request) if new else made
+    if late := next((column for column in other.needs if column not in made.needs), None):
+        raise DataError(
+            f"column {late}: in none of the first rows, by which the format is {made.name}, which ignores it; "
+            "allowed: rows of one form, with the column in one of the first 100",
+            "late column",
+        )
+    if made.name != "plain" or request.response or any(column in values for column in made.needs[1:]):
+        return
+    used = {*made.needs, request.verifier}
+    if ignored := next((c for c in RESPONSES if c not in used and values.get(c) is not None), None):
+        raise DataError(
+            f"column {ignored}: a response, where other rows have it in {made.needs[-1]}; "
+            "allowed: one column of responses, which may be null",
+            "another column",
+        )

@@ -51,9 +51,11 @@ class HubSource:
     def rows(self, start: int, columns: list[str]) -> Iterator[Record]:
         """The rows from number `start` on."""
         wanted = [name for name in self.columns if name in columns]
+        # Of JSON files the columns are not known beforehand: later rows may have others than the first.
+        data = self._data.select_columns(wanted) if self._data.column_names else self._data
         row = start
         try:
-            for values in self._data.select_columns(wanted).skip(start):
+            for values in data.skip(start):
                 yield Record(row, f"{self.name}: row {row}", dict(values), row + 1)
                 row += 1
         except Exception as error:  # as above

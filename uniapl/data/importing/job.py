@@ -130,7 +130,7 @@ class _Import:
                 if record.row % EVERY == 0:
                     self._bar.at(record.at, record.row)
                 try:
-                    row = self._maker.make(record, form, source.name)
+                    row = self._maker.make(record, form, source)
                 except DataError as error:
                     if self._request.on_bad_row == "error":
                         raise DataError(f"{error} (or leave such rows out: --on-bad-row skip)", error.reason) from None

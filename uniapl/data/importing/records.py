@@ -29,7 +29,7 @@ class Source(Protocol):
 
     name: str
     columns: list[str]
-    """Of the first row."""
+    """Of the first rows, any of them: rows of a JSON file may differ in their columns."""
     size: int | None
     """Bytes, for a Hugging Face data set rows; None: not known beforehand."""
 

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 
 from uniapl.data.errors import DataError
-from uniapl.data.importing.formats import Format
-from uniapl.data.importing.records import Item, Record, Request
+from uniapl.data.importing.formats import Format, check_ignored
+from uniapl.data.importing.records import Item, Record, Request, Source
 from uniapl.data.importing.values import kind, printable, text, verifier_text
 from uniapl.data.reader import sound_row
 from uniapl.records import COMPARISON_SCHEMA, SHARD_SCHEMA
@@ -40,13 +40,13 @@ class RowMaker:
         r = self._request
         return [*form.needs, *form.also, *([r.verifier] if r.verifier else [])]
 
-    def make(self, record: Record, form: Format, source: str) -> dict[str, Any]:
+    def make(self, record: Record, form: Format, source: Source) -> dict[str, Any]:
         """The row.
 
         Args:
             record: as read.
             form: of its source.
-            source: its name, of which the last part is kept: folders differ from machine to machine.
+            source: where it is from; of its name the last part is kept: folders differ from machine to machine.
 
         Raises:
             DataError: it cannot be used; the message names file, row and column.
@@ -54,10 +54,11 @@ class RowMaker:
         try:
             if isinstance(record.values, DataError):
                 raise record.values
+            check_ignored(record.values, form, source.columns, self._request)
             item = form.read(record.values)
             verifier = self._verifier(record.values, form)
             row = {"id": _id(item, verifier), "messages": item.messages, "response": item.response}
-            row |= {"verifier": verifier, "source": f"{printable(source.rsplit('/', 1)[-1])}:{record.row}"}
+            row |= {"verifier": verifier, "source": f"{printable(source.name.rsplit('/', 1)[-1])}:{record.row}"}
             sound_row({name: row[name] for name in SHARD_SCHEMA.names}, "")
             if item.rejected is not None:
                 row |= {"chosen": item.response, "rejected": item.rejected}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 
 from uniapl.data.importing.ledger import Ledger
@@ -27,3 +29,10 @@ def summary(ledger: Ledger, folder: Path) -> str:
     if HELDOUT in names:
         lines[-1] += f' data.heldout=["{folder}/{HELDOUT}"]'
     return "\n".join(lines)
+
+
+def as_json(ledger: Ledger, folder: Path) -> str:
+    """The same for a program, as one object."""
+    counts = dataclasses.asdict(ledger.counts)
+    found = {"folder": str(folder), "shards": ledger.shards, **counts, "inputs": ledger.inputs, "files": ledger.files}
+    return json.dumps(found)
