@@ -77,7 +77,7 @@ def test_log_lines_of_engines_and_ranks_say_where_they_come_from(ray_session: An
     learner, engines = system
     ray_session.get([actor.__ray_call__.remote(warn) for actor in (engines[1], learner.ranks[1])])
     logs, deadline = Path(ray_session._private.worker._global_node.get_logs_dir_path()), time.monotonic() + 20
-    expected = {f"WARNING run=local step=- actor={name} own: here" for name in ("rollout-1", "learner-1")}
+    expected = {f"WARNING run=run step=- actor={name} own: here" for name in ("rollout-1", "learner-1")}
     while missing := expected - {
         line.split(" ", 2)[-1] for path in logs.glob("worker-*.err") for line in path.read_text().splitlines()
     }:
