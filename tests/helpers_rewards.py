@@ -33,6 +33,8 @@ def polite(prompt: Prompt, response: str) -> RewardResult:
 def hangs_on_hang(prompt: Prompt, response: str) -> float:
     while response.startswith("hang"):
         time.sleep(0.05)
+    if response.startswith("slow"):
+        time.sleep(1.0)
     return 1.0
 
 

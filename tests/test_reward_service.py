@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import sys
 import time
 import types
@@ -45,6 +46,7 @@ CONFIG = make_config(
         "batch_size": 4,
         "batch_wait_s": 0.2,
         "timeout_s": 3.0,
+        "max_replicas": 2,
     },
     discriminator="embedding",
 )
@@ -145,6 +147,21 @@ def test_a_replica_in_which_too_many_calls_hang_is_replaced(service):
         time.sleep(0.5)
     [score] = service.score.remote(request("After it.")).result(timeout_s=120)
     assert score.reward == 1.5
+
+
+def test_with_more_groups_under_way_than_a_batch_a_second_replica_helps(service):
+    """Last of those with this service: the others ask the one replica for its counters."""
+
+    async def answered_by(round_: int) -> set[int]:
+        slow = [service.score.remote(request(f"slow {round_}.{i}")) for i in range(4 * CONFIG.reward.batch_size)]
+        told = await asyncio.gather(*[service.stats.remote() for _ in range(8)])
+        assert {group[0].reward for group in await asyncio.gather(*slow)} == {1.5}
+        return {stats["pid"] for stats in told}
+
+    deadline = time.monotonic() + 120
+    rounds = itertools.count()
+    while len(asyncio.run(answered_by(next(rounds)))) < 2:
+        assert time.monotonic() < deadline
 
 
 @pytest.mark.parametrize(
