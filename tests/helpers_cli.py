@@ -30,11 +30,13 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": ":".join(filter(None, path)), "PYTHONUNBUFFERED": "1"}
 
 
-def start(config: Path, *arguments: str, program: tuple[str, ...] = ("-m", "cluster.cli")) -> subprocess.Popen[str]:
-    """`uniapl train` in a process group of its own, as a shell starts it."""
+def start(
+    config: Path, *arguments: str, program: tuple[str, ...] = ("-m", "cluster.cli"), folder: Path | None = None
+) -> subprocess.Popen[str]:
+    """`uniapl train` in a process group of its own, as a shell starts it in `folder`; by default beside the config."""
     return subprocess.Popen(
         [sys.executable, *program, "train", str(config), *arguments],
-        cwd=config.parent,
+        cwd=folder or config.parent,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

@@ -41,6 +41,8 @@ from uniapl.data.sources import heldout_prompts
 from uniapl.runlog import METRICS_FILE, read_metrics
 
 pytestmark = pytest.mark.timeout(1200)  # a fixture is up to two whole runs
+SMALL_S = 0.1
+"""Steps of the tiny model take about half a second; one of SmolLM2 has no such floor (`tests/test_local_model.py`)."""
 PARTS = ("generate", "score", "wait", "train", "broadcast", "other")
 PROCESSES = ("RolloutActor", "EngineCore", "LearnerRank", "QueueActor", "ServeReplica", "ServeController", "raylet")
 STEPS = 12
@@ -145,8 +147,8 @@ class TestWholeSystem:
 
     def test_the_times_of_a_step_add_up(self, whole: Whole) -> None:
         for m in read_metrics(whole.folder):
-            assert sum(m[f"time/{part}"] for part in PARTS) == pytest.approx(m["time/step"], rel=0.05)
             assert all(m[f"time/{part}"] >= 0 for part in PARTS)
+            assert m["time/other"] <= max(0.05 * m["time/step"], SMALL_S), "what the other parts leave unexplained"
             assert (m["fleet/members"], m["fleet/lost"], m["fleet/restarts"]) == (2.0, 0.0, 0.0)
 
     def test_every_group_was_consumed_once_and_both_actors_worked(self, whole: Whole) -> None:

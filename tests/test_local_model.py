@@ -1,20 +1,25 @@
-"""SmolLM2 as a Hugging Face folder: converted once, with the tokenizer mended."""
+"""SmolLM2 as a Hugging Face folder, converted once, with the tokenizer mended; and what `make run` does with it."""
 
 import ast
 import os
-import random
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from helpers_cli import assert_memory_freed, shared_memory, start
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from cluster.self_check import KL_BOUND
+from uniapl.analysis import Evaluation
 from uniapl.data.encoding import ChatEncoder
 from uniapl.data.errors import DataError
 from uniapl.data.local_model import is_whole, prepare_model
+from uniapl.runlog import read_metrics
 
 ROOT = Path(__file__).parent.parent
+STEPS = 2
 
 
 @pytest.fixture(scope="module")
@@ -119,28 +124,52 @@ def test_a_torn_folder_is_told_from_a_whole_one(folder: Path, tmp_path: Path) ->
         prepare_model(torn)
 
 
-def test_batches_of_the_local_data_fill_their_rows(folder: Path) -> None:
-    """At least 90 % of the row tokens are real, over 20 batches as configs/local.yaml makes them."""
-    from uniapl.config import load_config
-    from uniapl.data.sources import open_sources
-    from uniapl.objective.rows import block_tokens, make_rows, share_prompts
-    from uniapl.objective.sequences import TrainingSequence
-    from uniapl.packing import pack_balanced
+class TestMakeRun:
+    """`configs/local.yaml` as `make run` trains it, but with few steps of half the size and few evaluated prompts."""
 
-    config = load_config(
-        ROOT / "configs/local.yaml", [f"model.path={folder}", f"data.train=[{ROOT}/data/local/train-*]"]
-    )
-    prompts, demonstrations = open_sources(config)
-    draw, real, padded = random.Random(0), 0, 0
-    for _ in range(20):
-        sequences = []
-        for prompt in (prompts.next() for _ in range(config.queue.groups_per_step)):
-            lengths = [draw.randint(8, config.rollout.max_tokens) for _ in range(config.rollout.group_size)]
-            sequences += [TrainingSequence(prompt.id, prompt.token_ids, [5] * n, 1.0, [-1.0] * n) for n in lengths]
-        for shown in (demonstrations.next() for _ in range(config.queue.demonstrations_per_step)):
-            sequences.append(TrainingSequence(shown.id, shown.prompt_ids, shown.response_ids, 1.0))
-        blocks = share_prompts(sequences, config.learner.row_tokens, config.learner.share_prompts)
-        plan = pack_balanced([block_tokens(block) for block in blocks], config.learner.row_tokens)
-        real += sum(map(block_tokens, blocks))
-        padded += make_rows([[blocks[i] for i in row] for row in plan]).input_ids.numel()
-    assert real / padded >= 0.9
+    @pytest.fixture(scope="class")
+    def run(self, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+        place, before = tmp_path_factory.mktemp("make-run"), shared_memory()
+        few = [f"run.steps={STEPS}", "evaluation.prompts=4", "learner.warmup_steps=1", "run.name=few"]
+        few += ["queue.groups_per_step=4", "queue.demonstrations_per_step=8", "learner.micro_batch_rows=3"]
+        few += [f"run.folder={place}", f"model.path={folder}"]
+        process = start(Path("configs/local.yaml"), "-m", "uniapl", *few, folder=ROOT)
+        output, _ = process.communicate(timeout=540)
+        assert process.returncode == 0, output[-4000:]
+        assert_memory_freed(before)
+        yield output, place / "few"
+        shutil.rmtree(place)  # gigabytes of checkpoint and model
+
+    def test_every_step_has_all_terms_of_the_objective_and_a_verified_reward(self, run: tuple[str, Path]) -> None:
+        metrics = read_metrics(run[1])  # finite, or it raises
+        assert [m["step"] for m in metrics] == [*range(1, STEPS + 1)]
+        for m in metrics:
+            assert {"loss/preference", "loss/demonstration", "loss/adversarial", "loss/total"} <= m.keys()
+            assert m["learner/grad_norm"] > 0 and m["expert/nll"] > 0
+            assert 0 <= m["reward/mean"] <= 1 and any(key.startswith("check/") for key in m)
+            assert m["discriminator/expert_mean"] == pytest.approx(1.0), "the encoder, against itself"
+            assert m["tokens/generated"] > 4 * 4
+
+    def test_engine_and_learner_agree_in_bfloat16_before_and_after_every_broadcast(self, run: tuple[str, Path]) -> None:
+        for m in read_metrics(run[1]):
+            assert m["kl/behaviour"] < KL_BOUND["bfloat16"]
+            assert (m["broadcast/engines"], m["broadcast/attempts"]) == (1.0, 1.0)
+            assert m["broadcast/bytes"] == pytest.approx(2 * 134_515_008, rel=1e-5), "all weights, 2 bytes each"
+        assert "] engine and learner agree: KL " in run[0]
+        assert "after the last broadcast 1 engine and the learner agree: KL " in run[0]
+
+    def test_the_times_of_a_step_add_up_and_it_mostly_generates_and_trains(self, run: tuple[str, Path]) -> None:
+        """The second over all steps: a single broadcast may come when the machine is busy with something else."""
+        metrics = read_metrics(run[1])
+        assert all(abs(m["time/other"]) <= 0.05 * m["time/step"] for m in metrics)
+        rest = [m["time/step"] - m["time/generate"] - m["time/train"] for m in metrics]
+        assert sum(rest) <= 0.15 * sum(m["time/step"] for m in metrics)
+
+    def test_the_run_leaves_evaluations_a_report_and_a_model(self, run: tuple[str, Path]) -> None:
+        output, place = run
+        assert output.rstrip().endswith(f"report: {place / 'report.html'}")
+        assert "<svg" in (place / "report.html").read_text()
+        for name in ("before", "after"):
+            found = Evaluation.load(place / "eval" / f"{name}.json")
+            assert (found.step, len(found.samples)) == ({"before": 0, "after": STEPS}[name], 4)
+        assert (place / "model" / "model.safetensors").stat().st_size > 2 * 134_515_008
