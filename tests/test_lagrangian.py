@@ -40,7 +40,6 @@ def test_the_expert_is_held_near_the_target_while_the_reward_rises(runs: Any) ->
     first, later = runs["followed"][0], runs["followed"][STEPS * 2 // 3 :]
     assert first["expert/nll"] > 1.5 * TARGET
     assert all(m["expert/nll"] < 1.5 * TARGET for m in later)
-    print([round(m["expert/nll"], 2) for m in runs["followed"]])
     assert fmean(m["expert/nll"] for m in later) == pytest.approx(TARGET, rel=0.15)
     assert fmean(m["reward/mean"] for m in later) > first["reward/mean"] + 0.4
 
