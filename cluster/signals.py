@@ -59,13 +59,15 @@ class Signals:
         threading.Thread(target=self._watch, args=[reader], daemon=True).start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self._ended.set()
         signal.set_wakeup_fd(self._told_before)
         self._told.close()
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in self._before.items():
             signal.signal(number, handler)
+        if isinstance(error, SystemExit) and error.code == signal.SIGTERM:  # by Ray's own handler, while Ray starts
+            raise Terminated from error
 
     def arm(self) -> None:
         """Take the signals; once more after something else took them."""

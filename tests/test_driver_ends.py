@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 from helpers_toy import toy_config
 
-from cluster import cli, driver
+from cluster import cli, run
+from uniapl.config_errors import ConfigError
 
 
 def ending(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
@@ -22,11 +23,11 @@ def ending(monkeypatch: pytest.MonkeyPatch, do: Callable[[], None]) -> None:
         do()
         return nullcontext()
 
-    monkeypatch.setattr(driver, "ray_session", session)
+    monkeypatch.setattr(run, "ray_session", session)
 
 
 def fail() -> None:
-    raise driver.ConfigError("the error that counts")
+    raise ConfigError("the error that counts")
 
 
 def test_a_report_that_cannot_be_written_does_not_hide_why_the_run_ended(

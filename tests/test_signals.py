@@ -68,6 +68,12 @@ def test_sigterm_does_not_break_off_what_a_run_does_at_its_end() -> None:
         assert signals.left() <= 58, "but it is bounded"
 
 
+def test_sigterm_while_ray_has_it_is_the_same_end() -> None:
+    with pytest.raises(Terminated), signals_with(60):
+        signal.signal(signal.SIGTERM, lambda number, _: sys.exit(number))  # as `ray.init` does
+        terminate()
+
+
 def test_what_is_left_for_the_end_follows_from_the_grace_time() -> None:
     with signals_with(60) as signals, pytest.raises(Terminated), signals.step():
         assert signals.left() == float("inf")

@@ -133,7 +133,7 @@ def test_sigterm_saves_the_step_under_way_within_the_grace_time(tmp_path: Path, 
 def test_sigterm_to_all_processes_ends_the_run_within_the_grace_time_too(tmp_path: Path, tiny: Path) -> None:
     """There is nobody left who could save the step under way."""
     place = config(tmp_path, tiny, "all")
-    options = (f"run.grace_seconds={GRACE_S}", "run.steps=500")
+    options = (f"run.grace_seconds={GRACE_S / 2}", "run.steps=500")
     status, output = signalled(place, "step 3/", signal.SIGTERM, *options, within_s=GRACE_S, everyone=True)
     assert status == 0
     found = newest_checkpoint(tmp_path / "all" / "runs" / "all")
