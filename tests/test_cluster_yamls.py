@@ -46,6 +46,7 @@ from cluster.preflight import preflight
 from cluster.room import check_room, needs
 from uniapl.config import Config, load_config
 from uniapl.config_errors import ConfigError
+from uniapl.data.model_folder import check_model
 from uniapl.plan.fit import Machines
 from uniapl.plan.pace import Rates
 from uniapl.plan.plan import make_plan
@@ -56,6 +57,7 @@ CLOUDS = ["aws", "gcp"]
 FILES = ["aws.yaml", "gcp.yaml", "kuberay.yaml", "Dockerfile"]
 PARTS = ["learner", "rollout", "reward"]
 KUBERNETES = ["1.31", "1.37"]
+OVERLAY = ROOT / "configs/debug/one-machine.yaml"
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S=600"
 
 
@@ -301,18 +303,20 @@ def test_the_entrypoint_is_a_command_line_of_ours() -> None:
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_one_overlay_makes_any_configuration_one_for_this_machine(
-    path: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As far as `train` looks before it starts a process, and in 16 GiB; the paths in the overlay are relative."""
-    monkeypatch.chdir(ROOT)
-    overlay = ROOT / "configs/debug/one-machine.yaml"
-    assert yaml.safe_load(overlay.read_text())["model"]["path"] == "models/SmolLM2-135M-Instruct"
-    config = load_config(path, [f"model.path={smollm2}"], str(overlay))
+def test_one_overlay_makes_any_configuration_one_for_this_machine(path: Path, smollm2: Path) -> None:
+    """In 16 GiB, with the packaged model of 49,152 tokens."""
+    config = load_config(path, [f"model.path={smollm2}"], str(OVERLAY))
     assert (config.cluster.address, config.learner.ranks, config.rollout.actors) == ("local", 1, 1)
     assert make_plan(config, Machines(gpus=0, cpu_gib=16), Rates()).misfits == []
-    assert len(preflight(config)) == config.evaluation.prompts
+    check_model(config, 49_152)
     assert config.objective == load_config(path).objective
+
+
+def test_and_train_finds_nothing_wrong_before_it_starts(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)  # where the overlay's own paths begin
+    assert yaml.safe_load(OVERLAY.read_text())["model"]["path"] == "models/SmolLM2-135M-Instruct"
+    config = load_config(ROOT / "configs/qwen3-32b.yaml", [f"model.path={smollm2}"], str(OVERLAY))
+    assert len(preflight(config)) == config.evaluation.prompts
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile(tmp_path: Path) -> None:
