@@ -50,7 +50,7 @@ class RolloutActor:
         self._queue: Any = None
         self._reward: Any = None
         self._engine: Any = None
-        self._stopping = False
+        self._stopping = self._shut_down = False
         self._requests = 0
         self._updating = False
         self._to_finish = 0
@@ -77,7 +77,7 @@ class RolloutActor:
         self._reward = reward
 
     async def run(self) -> int:
-        """Lease, generate, score and commit until `stop()`; returns the number of groups committed.
+        """Lease, generate, score and commit until `stop()`; returns the number of groups committed, 0 after `shutdown()`.
 
         Raises:
             EngineDiedError: the engine's process died, or gave no answer for twice `cluster.broadcast_timeout_s`.
@@ -87,6 +87,8 @@ class RolloutActor:
             await asyncio.wait([watch, produce], return_when=asyncio.FIRST_COMPLETED)
             return produce.result() if produce.done() else watch.result()
         except Exception:
+            if self._shut_down:  # which ends the engine under what is running
+                return 0
             self._raise_if_died()
             raise
         finally:
@@ -124,7 +126,7 @@ class RolloutActor:
 
     async def shutdown(self) -> None:
         """End the engine and its processes."""
-        self._stopping = True
+        self._stopping = self._shut_down = True
         if self._engine is not None:
             self._engine.shutdown()
 
