@@ -93,6 +93,7 @@ def test_the_task_is_trained_on(config: Config, tmp_path: Path) -> None:
         *(
             "run.name=own",
             "run.steps=1",
+            "learner.warmup_steps=1",
             f"run.folder={tmp_path}",
             "evaluation.prompts=0",
             "cluster.object_store_gib=0.1",
