@@ -77,7 +77,7 @@ class RolloutActor:
         self._reward = reward
 
     async def run(self) -> int:
-        """Lease, generate, score and commit until `stop()`; returns how many groups were committed, 0 after `shutdown()`.
+        """Lease, generate, score and commit until `stop()`; returns the groups committed, 0 after `shutdown()`.
 
         Raises:
             EngineDiedError: the engine's process died, or gave no answer for twice `cluster.broadcast_timeout_s`.
