@@ -17,7 +17,7 @@ test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 chaos: $(STAMP)
-	$(BIN)/python -m pytest -m chaos --timeout=3600 tests/chaos $(ARGS)
+	$(BIN)/python -m pytest -m chaos --timeout=3600 tests $(ARGS)
 
 soak: $(STAMP)
 	$(BIN)/python benchmarks/soak.py --steps 2000 $(ARGS)

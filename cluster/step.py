@@ -103,7 +103,8 @@ def _follow(controllers: Controllers, step: int, metrics: dict[str, float], kept
     try:
         controllers.update(step, metrics)
     except ValueError as error:
-        raise RunError(f"{error}; the batch is in {kept}") from None
+        again = f"`uniapl replay {kept.parent.parent} {step + 1}` makes the step again"
+        raise RunError(f"{error}; the batch is in {kept}; {again}") from None
 
 
 def _weight_metrics(objective: ObjectiveConfig, weights: dict[str, float]) -> dict[str, float]:

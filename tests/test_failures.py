@@ -116,7 +116,8 @@ def test_a_weight_that_cannot_follow_is_one_line_that_names_the_batch() -> None:
     with pytest.raises(RunError) as error:
         _follow(controllers, 4, {"kl/reference": math.nan}, Path("runs/r/batches/step-00004.arrow"))
     assert str(error.value) == (
-        "step 5: kl/reference is nan, the kl weight cannot follow it; the batch is in runs/r/batches/step-00004.arrow"
+        "step 5: kl/reference is nan, the kl weight cannot follow it; the batch is in runs/r/batches/step-00004.arrow; "
+        "`uniapl replay runs/r 5` makes the step again"
     )
 
 

@@ -134,7 +134,7 @@ def started(folder: Path, **reward: float) -> Iterator[RayCluster]:
     own = {"PYTHONPATH": str(home), "RAY_JOB_STOP_WAIT_TIME_S": wait}
     with ray_start(folder, own | {"PATH": f"{home}/venv/bin:{BIN}:{os.environ['PATH']}"}) as cluster:
         cluster.join("ranks", cpus=4, learner=1000)
-        cluster.join("engines", cpus=4, learner=1000, rollout=1000, **reward)
+        cluster.join("engines", cpus=6, learner=1000, rollout=1000, **reward)  # room for all parts that it may get
         yield cluster
 
 
