@@ -158,12 +158,9 @@ class TestMakeRun:
         assert "] engine and learner agree: KL " in run[0]
         assert "after the last broadcast 1 engine and the learner agree: KL " in run[0]
 
-    def test_the_times_of_a_step_add_up_and_it_mostly_generates_and_trains(self, run: tuple[str, Path]) -> None:
-        """The second over all steps: a single broadcast may come when the machine is busy with something else."""
-        metrics = read_metrics(run[1])
-        assert all(abs(m["time/other"]) <= 0.05 * m["time/step"] for m in metrics)
-        rest = [m["time/step"] - m["time/generate"] - m["time/train"] for m in metrics]
-        assert sum(rest) <= 0.15 * sum(m["time/step"] for m in metrics)
+    def test_the_times_of_a_step_add_up(self, run: tuple[str, Path]) -> None:
+        """How much of it is neither generating nor training is measured, on a quiet machine: docs/benchmarks.md."""
+        assert all(abs(m["time/other"]) <= 0.05 * m["time/step"] for m in read_metrics(run[1]))
 
     def test_the_run_leaves_evaluations_a_report_and_a_model(self, run: tuple[str, Path]) -> None:
         output, place = run
