@@ -159,7 +159,7 @@ except FileNotFoundError as error:
 
 
 def test_a_full_disk_leaves_the_last_checkpoint_whole(tmp_path: Path) -> None:
-    """On a real file system of 4 MiB, mounted in a namespace of its own."""
+    """On a real file system of 4 MiB, mounted in a namespace of its own, where the machine lets a user have one."""
     script = f'mount -t tmpfs -o size=4m none "{tmp_path}" && exec "$0" -c "$1" "{tmp_path}"'
     command = ["unshare", "--map-root-user", "--mount", "sh", "-c", script, sys.executable, SMALL_DISK]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)

@@ -78,6 +78,7 @@ def test_an_error_that_nobody_foresaw_has_its_traceback_and_what_to_do_next(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def broken(arguments: argparse.Namespace) -> None:
+        """In the place of a command: an input that is known to break one would be mended instead."""
         raise ZeroDivisionError
 
     monkeypatch.setattr("cluster.commands.report.run", broken)

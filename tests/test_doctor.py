@@ -1,4 +1,8 @@
-"""`uniapl doctor`: what it says of machines that are not fit, and that no check hides another or holds the command."""
+"""`uniapl doctor`: what it says of machines that are not fit, and that no check hides another or holds the command.
+
+What a test replaces is what the system says of this machine (disk, limits, packages), or a check itself where one must
+break or hang: a test cannot make the machine unfit. Limits on time are shorter, so that nobody waits for them.
+"""
 
 from __future__ import annotations
 

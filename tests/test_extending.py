@@ -111,7 +111,7 @@ def test_the_task_is_trained_on(config: Config, tmp_path: Path) -> None:
 
 
 class NotAsked:
-    """Returns whatever stands in `found`."""
+    """A user's discriminator, which is made by its name without arguments: what it is to return is put into `found`."""
 
     found: object = None
 

@@ -130,7 +130,7 @@ def test_a_bucket_that_is_missing_or_closed_is_one_line_with_the_key(
 
 
 def test_a_store_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage, "REQUEST_S", 1.0)
+    monkeypatch.setattr(storage, "REQUEST_S", 1.0)  # the same bounds, reached in seconds and not in minutes
     monkeypatch.setattr(storage, "TRIES", 2)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{silent.getsockname()[1]}")

@@ -11,7 +11,7 @@ import pytest
 
 @pytest.fixture(autouse=True)
 def own_process(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
-    """In a folder of its own, and with the search path and the environment put back afterwards."""
+    """In a folder of its own, and with the search path and the environment put back afterwards; nothing is replaced."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")

@@ -12,11 +12,10 @@ import json
 import re
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STALENESS, STEP, World, world
+from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STALENESS, STEP, World
 
 from cluster.checkpoints import newest_checkpoint
 from uniapl.runlog import read_metrics
@@ -26,13 +25,6 @@ MANY, LAST = 1000, 6
 HOUR = 3600.0
 METHOD = ("-m", str(Path(__file__).resolve().parents[2] / "configs" / "methods" / "grpo.yaml"))
 pytestmark = [pytest.mark.chaos, pytest.mark.timeout(3000)]  # one fixture is three lives
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A head with room for two learner ranks and one engine."""
-    with world(tmp_path_factory.mktemp("faults"), 3) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")

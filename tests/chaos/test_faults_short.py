@@ -10,12 +10,11 @@ import itertools
 import json
 import re
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STEP, World, world
+from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STEP, World
 
 from uniapl.runlog import read_metrics
 
@@ -24,13 +23,6 @@ STEPS = 40
 REWARD_S, BROADCAST_S = 2.5, 8.0
 HOUR = 3600.0
 pytestmark = pytest.mark.timeout(1200)
-
-
-@pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    """A head with room for two learner ranks and one engine."""
-    with world(tmp_path_factory.mktemp("faults"), 3) as made:
-        yield made
 
 
 @pytest.fixture(scope="module")
