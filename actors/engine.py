@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from typing import Any
 
@@ -20,7 +19,6 @@ def environment(config: Config, gpu: bool) -> dict[str, str]:
         return common
     threads = config.rollout.threads or len(os.sched_getaffinity(0))
     return common | {
-        "VLLM_CPU_KVCACHE_SPACE": str(math.ceil(config.rollout.kv_cache_gib)),
         # `auto` binds every engine to the same first cores, whatever else runs there.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
@@ -98,7 +96,8 @@ def _gpu_args(config: Config) -> dict[str, Any]:
 
 def _cpu_args(config: Config) -> dict[str, Any]:
     """Eager: compiling takes longer than a small model generates. KV blocks of 32 are faster than 16."""
-    side: dict[str, Any] = {"enforce_eager": True, "block_size": 32}
+    cache = int(config.rollout.kv_cache_gib * (1 << 30))
+    side: dict[str, Any] = {"enforce_eager": True, "block_size": 32, "kv_cache_memory_bytes": cache}
     # vLLM 0.32 ends the engine when a request with a seed has its prompt prefilled in pieces on a CPU
     # ("CPU Generator does not use offset"): prefill whole prompts.
     side |= {

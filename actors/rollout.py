@@ -11,9 +11,11 @@ import xxhash
 from ray.exceptions import RayActorError
 
 from actors.engine import engine_args
+from actors.engine_process import spawned
 from actors.queue_client import QueueClient
 from actors.responses import finished
 from uniapl.config import Config
+from uniapl.imports import importing
 from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS, STRAGGLER, Lease
 from uniapl.loglines import log_lines
 from uniapl.records import Group, Prompt, Sample, Score
@@ -63,10 +65,11 @@ class RolloutActor:
             RunError: this actor's node does not see the model.
         """
         require_visible({"model.path": self._config.model.path}, self._name)
-        from vllm.v1.engine.async_llm import AsyncLLM
-
+        with importing():
+            from vllm.v1.engine.async_llm import AsyncLLM
         began = time.monotonic()
-        self._engine = AsyncLLM.from_engine_args(engine_args(self._config, self._gpu))
+        with spawned():
+            self._engine = AsyncLLM.from_engine_args(engine_args(self._config, self._gpu))
         await self._engine.update_weight_version("0")
         await self.generate([1, 2, 3], n=1, temperature=1.0, max_tokens=2, seed=0)
         return time.monotonic() - began

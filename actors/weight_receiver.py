@@ -19,7 +19,6 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
-from actors.lifeline import end_with_parent
 from uniapl.memory import Memory
 from uniapl.transfer import Deadline, Layout, TransferError, TransferInterruptedError, join_group, receive
 
@@ -159,4 +158,3 @@ def register() -> None:
 
 
 register()
-end_with_parent()

@@ -5,6 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +15,7 @@ import ray
 
 from uniapl.broadcast_result import Sent
 from uniapl.config import Config
+from uniapl.imports import importing
 from uniapl.loglines import log_lines
 from uniapl.objective.sequences import TrainingSequence
 from uniapl.records import Demonstration, Group
@@ -65,8 +69,10 @@ class LearnerRank:
             MASTER_ADDR=host,
             MASTER_PORT=str(port),
         )
-        from learner.rank import Rank
+        with importing(), _without_mlflow():
+            from transformers import AutoModelForCausalLM  # noqa: F401
 
+            from learner.rank import Rank
         self._rank = Rank(self._number, self._config)
 
     def step(
@@ -100,3 +106,16 @@ class LearnerRank:
         part = node_part(self._config, self.node(), Path(folder).name.removesuffix(".partial")).absolute()
         part.mkdir(parents=True, exist_ok=True)
         return str(part)
+
+
+@contextmanager
+def _without_mlflow() -> Iterator[None]:
+    """DeepSpeed's autotuner, which nothing here uses, loads MLflow where it is installed: more than all the rest."""
+    if "mlflow" in sys.modules:
+        yield
+        return
+    sys.modules["mlflow"] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules["mlflow"]

@@ -114,6 +114,7 @@ def toy_config(folder: Path, model: Path, **sections: dict[str, Any]) -> Path:
             "dtype": "float32",
             "max_model_len": 128,
             "groups_in_flight": 8,
+            "kv_cache_gib": 0.03,
             "threads": 1,
         },
         "reward": {"functions": [{"name": "helpers_toy:many_e"}]},

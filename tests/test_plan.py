@@ -193,8 +193,8 @@ def test_sequences_of_an_engine_on_a_cpu_by_hand() -> None:
     config = settings(rollout={"kv_cache_gib": 1.5, "max_num_seqs": 1000})
     memory = engine_memory(config, BILLION, None)
     assert memory.kv_token_bytes == 2 * 20 * 4 * 100 * 2 == 32_000
-    assert memory.kv_tokens == (2 << 30) // 32_000, "vLLM is given whole GiB"
-    assert memory.sequences == (2 << 30) // 32_000 // 160
+    assert memory.kv_tokens == (3 << 29) // 32_000
+    assert memory.sequences == (3 << 29) // 32_000 // 160
     assert memory.wanted == 32
 
 

@@ -92,9 +92,7 @@ class RolloutConfig(Section):
     update_mode: Literal["keep", "wait", "abort"] = Field(
         "keep", description="new weights: go on with running responses, finish them first, or make them anew"
     )
-    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(
-        1.0, description="GiB of KV cache; CPU engines alone; rounded up"
-    )
+    kv_cache_gib: Annotated[float, Field(gt=0)] = Field(1.0, description="GiB of KV cache; CPU engines alone")
     gpu_memory_utilization: Probability = Field(0.9, description="fraction of a GPU's memory; GPU engines alone")
     tensor_parallel: Positive = Field(1, description="GPUs of one engine")
     colocate: bool = Field(

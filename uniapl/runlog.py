@@ -68,7 +68,8 @@ class RunLog:
         self._rewrite([record for record in read_metrics(self._run_dir) if record["step"] <= step])
         self._close_writer()
         if self._tensorboard:
-            self._writer = _summary_writer(self._run_dir, purge_step=step + 1)
+            self._writer = _event_writer(self._run_dir)
+            self._begin_again(step + 1)
 
     def close(self, failed: bool = False) -> None:
         """Flush and close, and tell the other loggers how the run ended; a second call does nothing."""
@@ -94,11 +95,22 @@ class RunLog:
 
     def _write_scalars(self, record: dict[str, Any]) -> None:
         if self._writer is None:
-            self._writer = _summary_writer(self._run_dir, purge_step=None)
-        for key, value in record.items():
-            if key not in ("step", "time"):
-                self._writer.add_scalar(key, value, record["step"], walltime=record["time"])
+            self._writer = _event_writer(self._run_dir)
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.compat.proto.summary_pb2 import Summary
+
+        values = [
+            Summary.Value(tag=key, simple_value=value) for key, value in record.items() if key not in ("step", "time")
+        ]
+        self._writer.add_event(Event(wall_time=record["time"], step=record["step"], summary=Summary(value=values)))
         self._writer.flush()
+
+    def _begin_again(self, step: int) -> None:
+        """Have TensorBoard show nothing from `step` on that was written before."""
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        start = SessionLog(status=SessionLog.START)
+        self._writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))
 
     def _close_writer(self) -> None:
         if self._writer is not None:
@@ -159,7 +171,8 @@ def _finite(step: int, key: str, value: float) -> float:
     return number
 
 
-def _summary_writer(run_dir: Path, purge_step: int | None) -> Any:
-    from torch.utils.tensorboard import SummaryWriter  # takes seconds to import, and not every run wants it
+def _event_writer(run_dir: Path) -> Any:
+    """TensorBoard's own: that of torch would be all that the driver needs torch for, two seconds of it."""
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-    return SummaryWriter(str(run_dir / TENSORBOARD_FOLDER), purge_step=purge_step)
+    return EventFileWriter(str(run_dir / TENSORBOARD_FOLDER))

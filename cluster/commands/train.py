@@ -34,10 +34,12 @@ def run(arguments: Namespace) -> int:
         debug.prepare()
         overrides = [*debug.OVERRIDES, *overrides]
     config = load_config(arguments.config, overrides, arguments.method)
-    from cluster.checkpoints import full_disk_told
-    from cluster.driver import train
-    from cluster.signals import Terminated
+    from uniapl.imports import importing
 
+    with importing():
+        from cluster.checkpoints import full_disk_told
+        from cluster.driver import train
+        from cluster.signals import Terminated
     try:
         with full_disk_told(config.run_dir):
             report = train(config, arguments.resume, arguments.debug)

@@ -1,7 +1,7 @@
 """The memory of one rollout engine on each of its devices, and the sequences that its KV cache allows.
 
 On a GPU vLLM takes `rollout.gpu_memory_utilization` of the memory; what weights and workspace leave of it is KV cache.
-On a CPU the cache is `rollout.kv_cache_gib`, in whole GiB.
+On a CPU the cache is `rollout.kv_cache_gib`.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def engine_memory(config: Config, shape: ModelShape, device_bytes: float | None)
     workspace = Part("workspace of a step", _workspace(config, shape, tp), exact=False)
     own = Part("the process itself", CPU_ENGINE_BYTES if device_bytes is None else CUDA_ENGINE_BYTES, exact=False)
     used = weights.bytes + workspace.bytes + own.bytes
-    cache: float = math.ceil(r.kv_cache_gib) << 30
+    cache = r.kv_cache_gib * (1 << 30)
     if device_bytes is not None:
         cache = r.gpu_memory_utilization * device_bytes - used
     token = shape.kv_bytes(r.dtype, tp)

@@ -88,7 +88,7 @@ def _on_cpu(config: Config, models: LearnerModels, engine: EngineMemory | None, 
     if engine and engine.kv_tokens < r.max_model_len:  # vLLM does not start then
         yield Misfit(
             f"a sequence of {r.max_model_len:,} tokens (rollout.max_model_len) into a KV cache of {engine.kv_tokens:,}",
-            f"rollout.kv_cache_gib to {math.ceil(r.max_model_len * engine.kv_token_bytes / GIB)}",
+            f"rollout.kv_cache_gib to {math.ceil(100 * r.max_model_len * engine.kv_token_bytes / GIB) / 100:g}",
         )
 
 
