@@ -39,7 +39,7 @@ def engine_args(config: Config, gpu: bool) -> Any:
 
         options["distributed_executor_backend"] = InProcessExecutor
     # nccl does not connect two processes of one GPU.
-    backend = "nccl" if gpu and not config.rollout.colocate else weight_receiver.BACKEND
+    backend = weight_receiver.NCCL_BACKEND if gpu and not config.rollout.colocate else weight_receiver.BACKEND
     return AsyncEngineArgs(
         weight_transfer_config=WeightTransferConfig(backend=backend),
         worker_extension_cls=f"{weight_receiver.__name__}.{weight_receiver.WorkerExtension.__name__}",

@@ -1,6 +1,6 @@
 """The engine's side of a weight broadcast on CPU, or within one GPU: vLLM's weight-transfer backend `gloo`.
 
-vLLM's workers import this module through `worker_extension_cls`, which registers the backend there.
+vLLM's workers import this module through `worker_extension_cls`, which registers it and that between GPUs there.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from uniapl.memory import Memory
 from uniapl.transfer import Deadline, Layout, TransferError, TransferInterruptedError, join_group, receive
 
 BACKEND = "gloo"
+NCCL_BACKEND = "checked_nccl"
 
 
 @dataclass
@@ -137,8 +138,8 @@ class WorkerExtension:
     _weight_update_active: bool
 
     def received_digest(self) -> str:
-        """Checksum over the last update's buckets; empty where the backend has none (nccl)."""
-        return getattr(self.weight_transfer_engine, "digest", "")
+        """Checksum over the last update's buckets."""
+        return str(self.weight_transfer_engine.digest)
 
     def interruption(self) -> str:
         """Why the last weight transfer ended early through no fault of this engine; else empty."""
@@ -152,9 +153,10 @@ class WorkerExtension:
 
 
 def register() -> None:
-    """Make the backend known to vLLM in this process, once."""
+    """Make the backends known to vLLM in this process, once."""
     if BACKEND not in WeightTransferEngineFactory._registry:
         WeightTransferEngineFactory.register_engine(BACKEND, __name__, "GlooWeightTransferEngine")
+        WeightTransferEngineFactory.register_engine(NCCL_BACKEND, "actors.nccl_receiver", "CheckedNcclEngine")
 
 
 register()

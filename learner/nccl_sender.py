@@ -6,13 +6,17 @@ Its call sequence is tested with a stand-in for nccl; on GPUs it has not been ru
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any
 
+from torch import Tensor
+
 from learner.engine_client import EngineClient, EnginesLostError
-from learner.weight_source import ZeroSource
+from learner.weight_source import ParameterMeta, ZeroSource
 from uniapl.broadcast_result import BroadcastError
+from uniapl.device_digest import DeviceDigest
 
 
 class NcclSender:
@@ -61,6 +65,23 @@ class NcclSender:
         self._engine.shutdown()
 
 
+class _Checked:
+    """A source whose weights are looked at on their way to vLLM's sender; the engines must acknowledge the checksum."""
+
+    def __init__(self, source: ZeroSource, client: EngineClient) -> None:
+        self._source, self._client = source, client
+
+    def metadata(self) -> list[ParameterMeta]:
+        return self._source.metadata()
+
+    def __iter__(self) -> Iterator[tuple[str, Tensor]]:
+        digest = DeviceDigest()
+        for name, weight in self._source:
+            digest.add(weight)
+            yield name, weight
+        self._client.digest = digest.hexdigest()
+
+
 def _form(formed: Future[Any], source: ZeroSource, client: EngineClient, address: str) -> None:
     from vllm.distributed.weight_transfer.factory import WeightTransferTrainerFactory
     from vllm.distributed.weight_transfer.nccl_engine import NCCLTrainerInitInfo
@@ -68,6 +89,7 @@ def _form(formed: Future[Any], source: ZeroSource, client: EngineClient, address
 
     info = NCCLTrainerInitInfo(address, get_open_port(), client.world_size, rank=0)
     try:
-        formed.set_result(WeightTransferTrainerFactory.trainer_init(info, client=client, source=source))
+        checked: Any = _Checked(source, client)
+        formed.set_result(WeightTransferTrainerFactory.trainer_init(info, client=client, source=checked))
     except Exception as error:  # raised where the result is waited for
         formed.set_exception(error)

@@ -1,48 +1,72 @@
-"""The loss never holds the logits of all tokens: its memory grows with the hidden size, not with the vocabulary."""
+"""The learner's step never holds the logits of all tokens: it grows with the hidden size, not the vocabulary."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 from helpers_tiny import tiny_model
+
+from uniapl.records import Demonstration, Group, MixedBatch, Prompt, Sample, Score, VersionSpan
 
 TESTS = Path(__file__).resolve().parent
 TOKENS = 4096
 VOCABULARY = 32_768
+LENGTH = 256
+"""Tokens of a response."""
 WEIGHTS = {"demonstration": 0.5, "preference": 0.5, "adversarial": 0.1, "kl": 0.0}
 
 
 def whole_step(vocabulary: int, folder: Path) -> dict[str, float]:
-    """MiB that forward, loss and backward of packed rows hold at most, beyond weights and gradients."""
-    from uniapl.objective.objective import rows_loss
-    from uniapl.objective.rows import count_terms, make_rows
-    from uniapl.objective.sequences import TermShare, TrainingSequence
-    from uniapl.objective_config import ObjectiveConfig
+    """MiB that the learner's steps hold at most beyond what is there between them: with diagnostics, and without.
+
+    What is there: weights, their float32 masters, the optimizer's state and the sums of gradients, of one ZeRO-3 rank.
+    """
+    from helpers_zero import config
+
+    from learner.device import local_device
+    from learner.step import train_step
+    from learner.zero import build_engine, join_ranks
     from uniapl.policy import load_policy
 
-    policy = load_policy(str(tiny_model(folder, vocab=vocabulary)))
-    for parameter in policy.parameters():
-        parameter.grad = torch.zeros_like(parameter)
-    length = 256
-    ids = [(7 * i) % 300 for i in range(length)]
-    terms = {name: TermShare(1.0, length, 0.5) for name in ("preference", "adversarial")}
-    sampled = TrainingSequence("s", [1, 2], ids, 1.0, [-3.0] * length, terms)
-    shown = TrainingSequence("d", [1, 2], ids, 1.0, None, {"demonstration": TermShare(1.0, length)})
-    sequences = [sampled, shown] * (TOKENS // length // 2)
-    rows, counts = make_rows([[[s]] for s in sequences]), count_terms(sequences)
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")
+    device = local_device(0)
+    join_ranks(device, 60)
+    objective = {"diagnostics_every": 2, "adversarial": {"weight": 0.1, "discriminator": "embedding"}}
+    c = config(str(tiny_model(folder, vocab=vocabulary)), objective, row_tokens=TOKENS)
+    policy = load_policy(c.model.path)
+    weights = sum(p.numel() for p in policy.parameters()) * 4 / 2**20
+    engine = build_engine(policy, c.learner, 1, device)
+
+    def step(number: int) -> dict[str, float]:
+        return train_step(engine, work(number), c, WEIGHTS, 1e-4, "cpu")
+
+    step(1)
     before = held("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark begins anew
-    logprobs, entropies = policy(rows, True)  # with the exact entropy, as in a step with diagnostics
-    assert entropies.isfinite().all()
-    rows_loss(logprobs, rows, counts, WEIGHTS, ObjectiveConfig()).loss.backward()
-    weights = sum(p.numel() for p in policy.parameters()) * 4 / 2**20
-    return {"transient": held("VmHWM") - before, "weights": weights}
+    diagnosed, plain = step(2), step(3)
+    return {
+        "transient": held("VmHWM") - before,
+        "weights": weights,
+        "tokens": plain["tokens/computed"],
+        "entropy": diagnosed["entropy/exact"],
+    }
+
+
+def work(step: int) -> MixedBatch:
+    """One row of `TOKENS` tokens: two groups of four, each with a prompt, and demonstrations."""
+    ids = [(7 * i) % 300 for i in range(LENGTH)]
+    samples = [
+        Sample(ids, [-3.0] * LENGTH, [VersionSpan(0, LENGTH, 0)], "", "stop", Score(reward=i % 2, expert_score=0.1 * i))
+        for i in range(4)
+    ]
+    groups = [Group(g, Prompt(f"p{g}", [], [1, 2]), samples, "a") for g in range(2)]
+    return MixedBatch(step, groups, [Demonstration(f"d{i}", [1, 2], ids) for i in range(8)])
 
 
 def held(what: str) -> float:
@@ -71,14 +95,20 @@ def test_a_vocabulary_four_times_as_large_takes_no_more_than_its_weights_and_gra
     measured: dict[int, dict[str, float]],
 ) -> None:
     small, large = measured[VOCABULARY], measured[4 * VOCABULARY]
-    # Backward makes every gradient anew before it is added to the one that is there.
+    # Backward makes every gradient anew before it is added to the sum that is there.
     growth = large["weights"] - small["weights"]
     assert large["transient"] - growth <= 1.3 * small["transient"]
 
 
 def test_the_logits_of_all_tokens_would_not_have_fitted(measured: dict[int, dict[str, float]]) -> None:
     for vocabulary, found in measured.items():
+        assert found["tokens"] > TOKENS
         assert found["transient"] < TOKENS * vocabulary * 4 / 2**20
+
+
+def test_the_steps_measured_the_exact_entropy_too(measured: dict[int, dict[str, float]]) -> None:
+    for vocabulary, found in measured.items():
+        assert 0.9 * math.log(vocabulary) < found["entropy"] <= math.log(vocabulary)
 
 
 if __name__ == "__main__":

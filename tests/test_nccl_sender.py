@@ -1,13 +1,15 @@
 """vLLM's nccl sender behind the interface of the gloo one: the calls in their order, and what a loss does.
 
-There are no GPUs where this runs, so a stand-in takes nccl's place: the communicator, and the packed producer, which
-broadcasts on CUDA streams. vLLM's trainer engine, Ray, processes and `EngineClient` are real; the engines only keep
-what they are asked. `test_weight_broadcast.py` has the same with real nccl, where two GPUs are found.
+There are no GPUs where this runs, so a stand-in takes nccl's place: the communicator, and the packed producer and
+consumer, which broadcast on CUDA streams. vLLM's trainer and weight-transfer engine, Ray, processes and `EngineClient`
+are real; the engines only keep what they are asked, and a model that keeps names takes the place of vLLM's.
+`test_weight_broadcast.py` has the same with real nccl, where two GPUs are found.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -18,6 +20,7 @@ from helpers_engines import LAYERS, VersionSource
 
 from learner.engine_client import EngineClient, EnginesLostError
 from learner.nccl_sender import NcclSender
+from uniapl.device_digest import DeviceDigest
 
 TIMEOUT_S = 30.0
 
@@ -27,13 +30,18 @@ class KeepsCalls:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, Any]] = []
-        self.dies = False
+        self.dies = self.tampers = False
+        self.digest = ""
 
     def kept(self) -> list[tuple[str, Any]]:
         return self.calls
 
     def die_when_receiving(self) -> None:
         self.dies = True
+
+    def change_a_weight(self) -> None:
+        """On its way to this engine."""
+        self.tampers = True
 
     def init_weight_transfer_engine(self, info: dict[str, Any]) -> str:
         self.calls.append(("init_weight_transfer_engine", info))
@@ -46,14 +54,42 @@ class KeepsCalls:
         if self.dies:
             os.kill(os.getpid(), signal.SIGKILL)
         self.calls.append(("update_weights", info))
+        came = weights(info)
+        if self.tampers:
+            came[1][1].view(-1)[7] += 1e-6
+        digest = DeviceDigest()
+        for _, tensor in came:
+            digest.add(tensor)
+        self.digest = digest.hexdigest()
         return ""
 
     def finish_weight_update(self, version: int) -> tuple[int, str]:
         self.calls.append(("finish_weight_update", version))
-        return version, ""
+        return version, self.digest
 
     def resume(self) -> None:
         self.calls.append(("resume", None))
+
+
+class Loads(torch.nn.Module):
+    """Keeps the names of what it is to load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.loaded: list[str] = []
+
+    def load_weights(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        self.loaded += [name for name, _ in weights]
+
+
+def weights(info: dict[str, Any]) -> list[tuple[str, torch.Tensor]]:
+    """What is sent after this announcement."""
+    return [(name, weight(name, shape)) for name, shape in zip(info["names"], info["shapes"], strict=True)]
+
+
+def weight(name: str, shape: Iterable[int]) -> torch.Tensor:
+    """The same in every process."""
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(name.encode())))
 
 
 class NoNccl:
@@ -70,7 +106,7 @@ class LocalSource(VersionSource):
 
     def _gather(self) -> Iterator[Any]:
         for names in self.layers():
-            yield names, [torch.zeros(m.shape) for m in self.metadata() if m.name in names]
+            yield names, [weight(m.name, m.shape) for m in self.metadata() if m.name in names]
 
     def __iter__(self) -> Iterator[tuple[str, torch.Tensor]]:
         for names, tensors in self.gather_layers():
@@ -101,6 +137,29 @@ def nccl(monkeypatch: pytest.MonkeyPatch) -> tuple[NoNccl, list[str]]:
     return communicator, sent
 
 
+def received(info: dict[str, Any]) -> str:
+    """The checksum of vLLM's nccl engine, as ours extends it, over weights that come in buckets of three."""
+    from vllm.distributed.weight_transfer import nccl_engine
+
+    from actors.nccl_receiver import CheckedNcclEngine
+
+    def consume(post_unpack_func: Any, **_: Any) -> None:
+        came = weights(info)
+        for start in range(0, len(came), 3):
+            post_unpack_func(iter(came[start : start + 3]))
+
+    engine = CheckedNcclEngine.__new__(CheckedNcclEngine)
+    engine.model, engine.device = Loads(), torch.device("cpu")
+    engine.model_update_group, engine.packed = object(), True
+    engine.packed_buffer_size_bytes = engine.packed_num_buffers = 1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nccl_engine, "packed_nccl_broadcast_consumer", consume)
+        engine.receive_weights(engine.parse_update_info(info))
+    assert engine.model.loaded == info["names"], "each once, in order"
+    assert "load_weights" not in vars(engine.model)
+    return engine.digest
+
+
 def test_every_engine_gets_all_calls_in_order_and_ranks_of_its_own(
     ray_session: Any, engines: list[Any], nccl: tuple[NoNccl, list[str]]
 ) -> None:
@@ -121,6 +180,7 @@ def test_every_engine_gets_all_calls_in_order_and_ranks_of_its_own(
         assert asked["init_weight_transfer_engine"]["packed"]
         assert asked["update_weights"]["names"] == names
         assert asked["finish_weight_update"] == 7
+        assert received(asked["update_weights"]) == client.digest
     assert client.lost == {}
 
 
@@ -135,3 +195,18 @@ def test_the_death_of_an_engine_aborts_the_communicator_under_the_others(
     assert nccl[0].aborted
     assert client.lost == {1: "died when asked to receive weights"}
     assert [name for name, _ in ray_session.get(engines[0].kept.remote())][-1] == "update_weights", "it stays paused"
+
+
+def test_an_engine_that_got_other_weights_than_were_sent_is_cut_off(
+    ray_session: Any, engines: list[Any], nccl: tuple[NoNccl, list[str]]
+) -> None:
+    client = EngineClient(engines, 1, TIMEOUT_S)
+    client.version = 3
+    sender = NcclSender(LocalSource(), client, "127.0.0.1", TIMEOUT_S)  # type: ignore[arg-type]
+    ray_session.get(engines[1].change_a_weight.remote())
+    sender.send_weights()
+    assert list(client.members) == [0]
+    said = re.fullmatch(
+        r"acknowledged version 3 with checksum (\w{16}); sent was version 3 with (\w{16})", client.lost[1]
+    )
+    assert said is not None and said[1] != said[2] == client.digest
