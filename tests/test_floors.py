@@ -80,11 +80,12 @@ def test_the_check_sees_every_kind_of_import_and_nothing_else(package, source, f
 
 
 def test_no_deadline_in_the_sources_is_taken_from_the_wall_clock():
-    """Two lines ask for it: the time that is logged with a step, and the age of a file."""
+    """Three lines ask for it: the time that is logged with a step or with a resume, and the age of a file."""
     wall = re.compile(r"time\.time\(|datetime\.(now|utcnow|today)|from time import")
     files = [path for part in ("uniapl", "actors", "learner", "cluster") for path in (ROOT / part).rglob("*.py")]
     found = {(path.name, line.strip()) for path in files for line in path.read_text().splitlines() if wall.search(line)}
     assert found == {
+        ("runlog.py", "self._writer.add_event(Event(wall_time=time.time(), step=step, session_log=start))"),
         ("runlog.py", 'record = {"step": step, "time": time.time()} | numbers | {"step": step}'),
         (
             "doctor_machine.py",

@@ -201,7 +201,7 @@ def lose_the_head(cluster: RayCluster, project: Path, told: Story) -> None:
     """The same job once more, followed by its user; then the head's machine goes."""
     with (cluster.folder / "followed.txt").open("w+") as output:
         follower = subprocess.Popen(
-            submit(cluster, "--resume", "--json", "run.checkpoint_every=2"),
+            submit(cluster, "--resume", "--json", "run.checkpoint_every=2", "rollout.actors=1"),
             cwd=project,
             env=cluster.environment,
             stdout=output,
@@ -247,7 +247,7 @@ def finish(cluster: RayCluster, project: Path, told: Story) -> None:
     found = newest_checkpoint(told.run)
     assert found is not None
     told.steps = found[0] + LAST
-    told.last = cluster.run(*submit(cluster, "--resume", f"run.steps={told.steps}"), cwd=project, timeout=600)
+    told.last = cluster.run(*submit(cluster, "--resume", f"run.steps={told.steps}", "rollout.actors=1"), cwd=project, timeout=600)
 
 
 def test_a_stopped_job_ends_with_a_checkpoint_and_says_how_to_go_on(story: Story) -> None:

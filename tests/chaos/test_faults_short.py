@@ -18,8 +18,8 @@ from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STEP, World
 
 from uniapl.runlog import read_metrics
 
-STEPS = 40
-"""About twice as many as pass before the last fault, while rewards are slow: most so while an engine is waited for."""
+STEPS = 60
+"""Three times as many as pass before the last fault, while rewards are slow; they are not for the rest."""
 REWARD_S, BROADCAST_S = 2.5, 8.0
 HOUR = 3600.0
 pytestmark = pytest.mark.timeout(1200)
@@ -40,8 +40,8 @@ def lived(place: World, tiny: Path) -> World:
     until_the_queue_dies(place)
     until_a_rank_dies(place, node)
     place.until("engines 2", len(place.lines))
-    place.say("")
     place.fault("engine process killed", lambda: place.signal(ENGINE), "lost rollout-")
+    place.say("")
     place.ends.append(place.ended())
     print(json.dumps({name: round(seconds, 1) for name, seconds in place.interrupted.items()}))
     place.see_what_is_left()
