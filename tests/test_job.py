@@ -247,7 +247,9 @@ def finish(cluster: RayCluster, project: Path, told: Story) -> None:
     found = newest_checkpoint(told.run)
     assert found is not None
     told.steps = found[0] + LAST
-    told.last = cluster.run(*submit(cluster, "--resume", f"run.steps={told.steps}", "rollout.actors=1"), cwd=project, timeout=600)
+    told.last = cluster.run(
+        *submit(cluster, "--resume", f"run.steps={told.steps}", "rollout.actors=1"), cwd=project, timeout=600
+    )
 
 
 def test_a_stopped_job_ends_with_a_checkpoint_and_says_how_to_go_on(story: Story) -> None:
