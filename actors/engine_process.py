@@ -6,6 +6,7 @@ multiprocessing imports the main module of the process that starts another one i
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +27,6 @@ def spawned() -> Iterator[None]:
 
 
 if __name__ == "__mp_main__":
-    end_with_parent()
+    end_with_parent(os.getppid())
     with importing():
         import vllm.v1.engine.core  # noqa: F401

@@ -19,6 +19,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
 
+from actors.lifeline import end_with_parent
 from uniapl.memory import Memory
 from uniapl.transfer import Deadline, Layout, TransferError, TransferInterruptedError, join_group, receive
 
@@ -160,3 +161,4 @@ def register() -> None:
 
 
 register()
+end_with_parent()  # in the spawned process of every worker, once it knows its parent

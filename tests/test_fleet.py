@@ -213,10 +213,13 @@ def test_errors_are_told_in_one_line() -> None:
     assert one_line(TimeoutError()) == "TimeoutError"
 
 
-def test_an_engine_process_ends_with_the_killed_process_that_started_it() -> None:
+@pytest.mark.parametrize(
+    "starts", [helpers_lifeline.actor, helpers_lifeline.actor_whose_engine_has_the_main_module], ids=["asks", "main"]
+)
+def test_an_engine_process_ends_with_the_killed_process_that_started_it(starts: Any) -> None:
     spawn = multiprocessing.get_context("spawn")
     pids = spawn.Queue()
-    actor = spawn.Process(target=helpers_lifeline.actor, args=(pids,))
+    actor = spawn.Process(target=starts, args=(pids,))
     actor.start()
     engine = psutil.Process(pids.get(timeout=60))
     os.kill(actor.pid, signal.SIGKILL)
