@@ -13,7 +13,9 @@ import sys
 import time
 from typing import Any
 
+import ray
 from ray import serve
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
 
@@ -113,6 +115,11 @@ def stop_reward_service() -> None:
         serve.delete(APPLICATION)
     if not serve.status().applications:
         serve.shutdown()
+
+
+def restart_controller() -> None:
+    """End Serve's controller: Ray starts it anew, with the state that it keeps, and it looks for all its replicas."""
+    ray.kill(ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE), no_restart=False)
 
 
 def _require_parts(config: Config) -> None:

@@ -20,6 +20,7 @@ from cluster.fleet import Engine, Fleet
 from cluster.heldout import Sampling
 from cluster.placement import Site, beside_driver, learner_group, learner_options, reward_bundle
 from cluster.ray_session import own_ray
+from cluster.reward_watch import RewardWatch
 from cluster.room import Waiting, wait_for_room
 from learner.group import LearnerGroup
 from uniapl.broadcast_result import Sent
@@ -55,6 +56,7 @@ class System:
         self._note = note
         self._left = left
         self._waiting = Waiting(config, note)
+        self._rewards: RewardWatch | None = None
         self.queue = start_queue(config, options=beside_driver())
         self._room = learner_group(config, site)
         self.learner = LearnerGroup(config, learner_options(config, site, self._room))
@@ -94,6 +96,7 @@ class System:
             while reward and not futures.wait([reward], timeout=POLL_S).done:  # within its own limit
                 self._waiting.look()
             handle = reward.result() if reward else None
+        self._rewards = RewardWatch(self.config.reward.min_replicas, self._note) if handle else None
         self._connect()
         self.fleet.admit(handle)  # the first weights come with the check of the round trip
 
@@ -179,9 +182,14 @@ class System:
 
     def _look_after(self) -> None:
         """Notice losses; when every member is lost, newcomers get the present weights at once, not at a publish."""
+        self._look_at_rewards()
         self.fleet.poll()
         if self.fleet.up and not self.fleet.members:
             self.send(self._version)
+
+    def _look_at_rewards(self) -> None:
+        if self._rewards:
+            self._rewards.look()
 
     @contextmanager
     def learners_turn(self) -> Iterator[None]:
@@ -199,6 +207,7 @@ class System:
         """
         sampling = Sampling(self.fleet, self.config, prompts, samples, temperature)
         while not sampling.poll():
+            self._look_at_rewards()
             if self.fleet.members:
                 sampling.wait(POLL_S)
             else:

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -72,6 +73,9 @@ class Story:
     """Exit status and output of `uniapl submit` when the head died."""
     refused: subprocess.CompletedProcess[str] | None = None
     last: subprocess.CompletedProcess[str] | None = None
+    unwaited: subprocess.CompletedProcess[str] | None = None
+    ended: str = ""
+    """Of a job that nobody waited for, and what Ray said of it and its log afterwards."""
     metadata: str = ""
     watched: list[str] = field(default_factory=list)
     token: str = ""
@@ -243,13 +247,24 @@ def first_lines(cluster: RayCluster, number: int) -> list[str]:
 
 
 def finish(cluster: RayCluster, project: Path, told: Story) -> None:
-    """`uniapl submit` once more, on a new cluster."""
+    """`uniapl submit` once more, on a new cluster, beside a job without a model that nobody waits for."""
+    beside = submit(cluster, "--no-wait", "--json", "run.name=none", f"model.path={project / 'none'}")
+    told.unwaited = cluster.run(*beside, cwd=project)
     found = newest_checkpoint(told.run)
     assert found is not None
     told.steps = found[0] + LAST
     told.last = cluster.run(
         *submit(cluster, "--resume", f"run.steps={told.steps}", "rollout.actors=1"), cwd=project, timeout=600
     )
+    job = said_of(told.unwaited.stdout)["job"]
+    for word in ("status", "logs"):
+        told.ended += cluster.ray("job", word, f"--address={cluster.dashboard}", job).stdout
+
+
+def said_of(output: str) -> dict[str, Any]:
+    """What `uniapl submit --json` says of its job."""
+    [found] = [json.loads(line) for line in output.splitlines() if line.startswith('{"job"')]
+    return dict(found)
 
 
 def test_a_stopped_job_ends_with_a_checkpoint_and_says_how_to_go_on(story: Story) -> None:
@@ -284,8 +299,8 @@ def test_who_follows_a_job_learns_that_the_cluster_is_gone(story: Story) -> None
     assert "step " in output
     assert "Traceback" not in output
     assert "the cluster is gone" in output.splitlines()[-1]
-    [sent] = [json.loads(line) for line in output.splitlines() if line.startswith('{"job"')]
-    assert sent["job"] in story.metadata and 0 < sent["bytes"] < 2 << 20
+    job = said_of(output)
+    assert job["job"] in story.metadata and 0 < job["bytes"] < 2 << 20
 
 
 def test_the_job_can_be_watched_from_another_terminal(story: Story) -> None:
@@ -300,6 +315,16 @@ def test_submitted_again_to_a_new_cluster_the_run_goes_on_to_its_end(story: Stor
     assert "report: " in story.last.stdout
     assert [m["step"] for m in read_metrics(story.run)] == list(range(1, story.steps + 1))
     assert (story.run / "report.html").is_file()
+
+
+def test_a_job_that_nobody_waits_for_says_where_to_look_and_goes_on(story: Story) -> None:
+    assert story.unwaited is not None
+    job = said_of(story.unwaited.stdout)["job"]
+    assert story.unwaited.returncode == 0
+    assert f"`ray job logs --follow {job}` shows it, `ray job stop {job}` ends it" in story.unwaited.stdout
+    assert "FAILED" in story.ended and "Traceback" not in story.ended
+    assert re.search(r"^model\.path: .*none", story.ended, re.MULTILINE)
+    assert not (story.run.parent / "none").exists()
 
 
 def test_without_the_clusters_token_nobody_submits(story: Story) -> None:

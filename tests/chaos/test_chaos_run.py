@@ -1,19 +1,22 @@
 """Two hundred steps with a random fault every few seconds: `make chaos`.
 
-Faults come from a shuffled deck, so that each kind is made before one is made again. A full disk is not among them: it
-must be of this run alone, so it is mounted where the nodes of a cluster that is there before do not see it
-(`test_kill_points.py` has it). `CHAOS_STEPS` sets another number of steps, `CHAOS_SEED` another sequence of faults.
+Faults come from a shuffled deck, so that each kind is made before one is made again. The run's folder is on a file
+system of its own, so that its disk can be full, mounted for this process and those that it starts; where it may not
+mount one there is no such fault. `CHAOS_STEPS` sets another number of steps, `CHAOS_SEED` another sequence of faults.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import random
 import signal
+import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +32,7 @@ PAUSE_S = (1.0, 4.0)
 """Between two faults."""
 LEAST = STEPS // 13
 """Faults in that many steps."""
-FATAL_EVERY = max(10, STEPS // 4)
+FATAL_EVERY = max(10, STEPS // 5)
 """Steps: at most one fault that ends the system in so many, since every new life starts engines for a minute."""
 GONE_S = 120.0
 """Within which nothing may be left of a life that ended."""
@@ -40,8 +43,26 @@ MADE_AGAIN = 1.25
 """Leases for a consumed group on average, at most; 1.05 were measured."""
 
 
+CLONE_NEWNS = 0x00020000  # linux/sched.h
+DISK_MIB = 256
+
+
 @pytest.fixture
-def place(tmp_path: Path) -> Iterator[World]:
+def disk(tmp_path: Path) -> Iterator[Path | None]:
+    """The folder of the run's folder as a file system of its own; None: this user may not mount one."""
+    folder = tmp_path / "runs"
+    folder.mkdir()
+    if ctypes.CDLL(None).unshare(CLONE_NEWNS) != 0:
+        yield None
+        return
+    subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "none", folder], check=True)
+    yield folder
+    subprocess.run(["umount", "--lazy", folder], check=True)
+
+
+@pytest.fixture
+def place(tmp_path: Path, disk: Path | None) -> Iterator[World]:
     """A head with room for two learner ranks and one engine, and a node for the other one."""
     with world(tmp_path, 3) as made:
         yield made
@@ -95,20 +116,24 @@ def faults(place: World, draw: random.Random) -> dict[str, Callable[[], bool | N
     }
 
 
-FATAL = {"queue actor killed": QUEUE, "learner rank killed": RANK, "driver killed": ""}
+OF_THE_SYSTEM = {"queue actor killed": QUEUE, "learner rank killed": RANK}
+OF_THE_DRIVER = ("driver killed", "disk full")
 
 
 def end(place: World, name: str) -> None:
     """A fault that ends this life, and the next one: of the system by itself, of the driver by `--resume`."""
     assert place.process is not None
-    if name != "driver killed":
+    if name in OF_THE_SYSTEM:
         since = len(place.lines)
-        place.signal(FATAL[name])
+        place.signal(OF_THE_SYSTEM[name])
         place.until("the run starts again", since)
         place.until(STEP, len(place.lines))
         return
-    place.process.kill()
-    place.ends.append(place.ended())
+    if name == "disk full":
+        run_out_of_room(place)
+    else:
+        place.process.kill()
+        place.ends.append(place.ended())
     deadline = time.monotonic() + GONE_S
     while place.processes(RANK) or place.processes(ENGINE):  # after a SIGKILL the cluster ends them
         assert time.monotonic() < deadline, "a life's processes outlive it"
@@ -116,10 +141,24 @@ def end(place: World, name: str) -> None:
     place.begin("--resume")
 
 
-def disturb(place: World, draw: random.Random) -> Counter[str]:
+def run_out_of_room(place: World) -> None:
+    """Another program takes what is free on the run's disk until the run has ended for it, in one line."""
+    other = place.run.parent / "other"
+    with other.open("wb", buffering=0) as file, suppress(OSError):
+        while file.write(bytes(1 << 20)):
+            pass
+    place.ends.append(place.ended())
+    other.unlink()
+    status, line = place.ends[-1]
+    assert (status, line.startswith(("checkpoint of step ", "no space left on the disk: "))) == (2, True), line
+    assert "--resume goes on from step-" in line
+
+
+def disturb(place: World, draw: random.Random, disk: Path | None) -> Counter[str]:
     """A random fault every few seconds until the run has come to its end; how often each was made."""
     survived, fatal_at = faults(place, draw), draw.randrange(FATAL_EVERY // 2, FATAL_EVERY)
-    made = Counter(dict.fromkeys([*survived, *FATAL], 0))
+    ending = [*OF_THE_SYSTEM, *OF_THE_DRIVER[: None if disk else 1]]
+    made = Counter(dict.fromkeys([*survived, *ending], 0))
     decks: dict[bool, list[str]] = {True: [], False: []}
     while place.process and place.process.poll() is None:
         time.sleep(draw.uniform(*PAUSE_S))
@@ -128,7 +167,7 @@ def disturb(place: World, draw: random.Random) -> Counter[str]:
             continue
         fatal = step >= fatal_at
         if not (deck := decks[fatal]):
-            deck += sorted(FATAL if fatal else survived)
+            deck += sorted(ending if fatal else survived)
             draw.shuffle(deck)
         name = deck.pop()
         if fatal:
@@ -142,7 +181,7 @@ def disturb(place: World, draw: random.Random) -> Counter[str]:
     return made
 
 
-def test_a_run_under_random_faults_keeps_its_books(place: World, tiny: Path) -> None:
+def test_a_run_under_random_faults_keeps_its_books(place: World, disk: Path | None, tiny: Path) -> None:
     place.configure(
         tiny,
         run={"steps": STEPS, "checkpoint_every": 5, "max_restarts": LOSSES},
@@ -153,7 +192,7 @@ def test_a_run_under_random_faults_keeps_its_books(place: World, tiny: Path) -> 
     place.say("slow 0.5")  # a step takes a second, so that a lost engine is back before the next one is lost
     began = time.monotonic()
     place.begin()
-    made = disturb(place, random.Random(SEED))
+    made = disturb(place, random.Random(SEED), disk)
     place.ends.append(place.ended())
     print(f"{time.monotonic() - began:.0f} s, {made.total()} faults, {len(place.ends)} lives: {dict(made)}", flush=True)
     place.see_what_is_left()

@@ -56,10 +56,10 @@ def while_it_grows(place: World) -> Any:
     place.fault("clock an hour ahead", lambda: place.jump(HOUR), STEP)
     place.fault("reward raises, NaN, a string", lambda: place.misbehave("wrong", 12), STEP)
     place.fault("reward hangs", lambda: place.misbehave("hang", 2, REWARD_S), STEP)
-    place.fault("reward replica killed", lambda: place.signal(REPLICA), STEP)
     place.fault("Redis killed and restarted", place.restart_redis, STEP)
     place.fault("object store full", place.fill_object_store, STEP)
     place.fault("clock an hour back", lambda: place.jump(-HOUR), STEP)
+    place.fault("reward replica killed", lambda: place.signal(REPLICA), "its controller starts anew")
     place.say("slow")
     place.until("engines 2", one_engine)
     return node
