@@ -30,7 +30,9 @@ class RewardWatch:
     def __init__(self, replicas: int, note: Callable[[str], None]) -> None:
         self._replicas = replicas
         self._note = note
-        self._looked = self._whole = time.monotonic()
+        self._looked = time.monotonic()
+        self._missing: float | None = None
+        """Since when."""
 
     def look(self) -> None:
         """To be called again and again; asks Ray at most every LOOK_S seconds."""
@@ -39,11 +41,13 @@ class RewardWatch:
             return
         self._looked = now
         if _there() >= self._replicas:
-            self._whole = now
-        elif now - self._whole > GONE_S:
+            self._missing = None
+        elif self._missing is None:
+            self._missing = now
+        elif now - self._missing > GONE_S:
             self._note(f"Ray Serve has missed for {GONE_S:g} s that a reward replica died: its controller starts anew")
             restart_controller()
-            self._whole = now
+            self._missing = None
 
 
 def _there() -> int:

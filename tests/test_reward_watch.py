@@ -70,11 +70,20 @@ def test_serve_has_time_to_notice_by_itself(world: World) -> None:
 
 def test_one_that_stays_away_has_the_controller_started_anew_once_in_a_while(world: World) -> None:
     world.states = ["DEAD", "ALIVE"]
-    world.look_for(GONE_S + 2 * LOOK_S)
+    world.look_for(GONE_S + 3 * LOOK_S)
     assert world.restarts == 1
     assert world.notes == ["Ray Serve has missed for 15 s that a reward replica died: its controller starts anew"]
-    world.look_for(GONE_S + 2 * LOOK_S)
+    world.look_for(GONE_S + 3 * LOOK_S)
     assert world.restarts == 2
+
+
+def test_time_in_which_nobody_looked_does_not_count(world: World) -> None:
+    world.states = ["ALIVE"] * 2
+    world.look_for(2 * LOOK_S)
+    world.now += 100.0
+    world.states = ["DEAD", "ALIVE"]
+    world.look_for(GONE_S)
+    assert world.restarts == 0
 
 
 def test_ray_is_not_asked_at_every_look(world: World) -> None:
