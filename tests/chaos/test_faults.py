@@ -140,7 +140,9 @@ def test_no_lease_and_no_deadline_follows_the_wall_clock(lived: World) -> None:
 def test_grpo_is_a_file_of_values_and_reads_no_demonstration(lived: World) -> None:
     metrics = read_metrics(lived.run)
     assert all(m["share/preference"] == 1.0 for m in metrics)
-    assert not any("demonstration" in key or key == "expert/nll" for m in metrics for key in m)
+    told = {key for m in metrics for key in m if "demonstration" in key or key == "expert/nll"}
+    assert told == {"queue/skipped_demonstrations"}
+    assert all(m["queue/skipped_demonstrations"] == 0 for m in metrics)
 
 
 def test_nothing_is_left_of_any_life(lived: World) -> None:
