@@ -29,8 +29,9 @@ GRACE_S = 60
 STARTING_S = {"start": 8.0, "connect": 0.5}
 LOOP_S = {"next_batch": 1.0, "step": 0.15, "broadcast": 0.05, "save": 0.15}
 """Calls and how long after their beginning the driver may die: about as long as they take."""
-EACH = 3
-"""Kills for every call of the loop, beside one for each of those of a start: 14."""
+PARTS = (0.05, 0.3, 1.0)
+"""Of these times, one kill within each for every call of the loop: 14 with those of a start. Within the first a call is
+under way on any machine."""
 
 
 def config(folder: Path, model: Path, name: str, steps: int = STEPS, folder_of_runs: Path | None = None) -> Path:
@@ -53,13 +54,13 @@ def test_a_run_killed_at_random_points_is_the_undisturbed_run_bit_for_bit(tmp_pa
     place, draw, points, drivers = config(tmp_path, tiny, "killed"), random.Random(SEED), list[str](), list[int]()
     before = shared_memory()
     run = tmp_path / "killed" / "runs" / "killed"
-    calls = [*STARTING_S, *(EACH * list(LOOP_S))]
+    calls = [*STARTING_S.items(), *((call, part * limit) for part in PARTS for call, limit in LOOP_S.items())]
     draw.shuffle(calls)
     seen: Counter[tuple[str, str]] = Counter()
-    for number, call in enumerate(calls):
+    for number, (call, limit) in enumerate(calls):
         made = (newest_checkpoint(run) or (0, None))[0]
         step = 1 if call in STARTING_S else draw.randint(1, 2) + (0 if call == "next_batch" else made)
-        point = f"{call}:{step}:{draw.uniform(0, (STARTING_S | LOOP_S)[call]):.3f}"
+        point = f"{call}:{step}:{draw.uniform(0, limit):.4f}"
         ended, driver, line = killed(place, point, *(["--resume"] if number else []))
         drivers.append(driver)
         seen[call, line] += 1
