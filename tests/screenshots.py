@@ -36,4 +36,4 @@ def main(runs: list[Path]) -> None:
 
 
 if __name__ == "__main__":
-    main([Path(name) for name in sys.argv[1:]])
+    main([Path(name).resolve() for name in sys.argv[1:]])
