@@ -322,7 +322,7 @@ def test_a_job_that_nobody_waits_for_says_where_to_look_and_goes_on(story: Story
     job = said_of(story.unwaited.stdout)["job"]
     assert story.unwaited.returncode == 0
     assert f"`ray job logs --follow {job}` shows it, `ray job stop {job}` ends it" in story.unwaited.stdout
-    assert "FAILED" in story.ended and "Traceback" not in story.ended
+    assert f"Job '{job}' failed" in story.ended and "Traceback" not in story.ended
     assert re.search(r"^model\.path: .*none", story.ended, re.MULTILINE)
     assert not (story.run.parent / "none").exists()
 

@@ -15,9 +15,9 @@ from helpers_tiny import tiny_model
 from uniapl.records import Demonstration, Group, MixedBatch, Prompt, Sample, Score, VersionSpan
 
 TESTS = Path(__file__).resolve().parent
-TOKENS = 4096
+TOKENS = 2048
 VOCABULARY = 32_768
-LENGTH = 256
+LENGTH = 128
 """Tokens of a response."""
 WEIGHTS = {"demonstration": 0.5, "preference": 0.5, "adversarial": 0.1, "kl": 0.0}
 
