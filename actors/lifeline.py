@@ -13,12 +13,15 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def end_with_parent(pid: int | None = None) -> None:
     """Have this process killed when its parent dies; does nothing in one that multiprocessing did not start.
 
-    Args:
-        pid: of the parent, where multiprocessing, which is still reading what to run, does not know it yet.
-
     vLLM's engine process does not watch who started it: after a SIGKILL of that one it would stay, with its memory.
     The kernel means the parent's *thread*: an engine is started in the thread of its actor's event loop, which
     lives as long as the actor.
+
+    Args:
+        pid: of the parent, where multiprocessing, which is still reading what to run, does not know it yet.
+
+    Raises:
+        OSError: the kernel refuses.
     """
     if pid is None:
         parent = multiprocessing.parent_process()

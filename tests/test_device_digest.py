@@ -61,6 +61,7 @@ def test_one_tensor_by_hand() -> None:
 
 
 def test_a_large_tensor_is_looked_at_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With pieces of 64 words, not of four million, so that a small tensor has several."""
     tensor = some(torch.bfloat16, 7, 100)
     whole = digest(tensor)
     monkeypatch.setattr(device_digest, "WORDS", 64)
