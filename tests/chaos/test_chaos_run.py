@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_faults import ACTOR, ENGINE, QUEUE, RANK, REPLICA, STEP, World, world
+from helpers_faults import ACTOR, ENGINE, GROUPS, QUEUE, RANK, REPLICA, STALENESS, STEP, World, world
 
 from uniapl.runlog import read_metrics
 
@@ -39,9 +39,10 @@ GONE_S = 120.0
 LOSSES = 100
 """Of one rollout actor, and of the whole system: more than the faults that are made, which the test holds it to."""
 
-MADE_AGAIN = 20
-"""Groups that a fault costs on average, at most: as many as are under way (2 engines × 4) and ready (3 steps × 4)."""
-
+ENGINES, IN_FLIGHT = 2, 4
+"""Rollout actors, and the leases that each of them holds at most (`rollout.groups_in_flight`)."""
+ADMITTED = (STALENESS + 1) * GROUPS
+"""Groups that are leased or ready at a time, at most."""
 
 CLONE_NEWNS = 0x00020000  # linux/sched.h
 DISK_MIB = 256
@@ -185,7 +186,7 @@ def test_a_run_under_random_faults_keeps_its_books(place: World, disk: Path | No
     place.configure(
         tiny,
         run={"steps": STEPS, "checkpoint_every": 5, "max_restarts": LOSSES},
-        rollout={"actors": 2, "max_restarts": LOSSES},
+        rollout={"actors": ENGINES, "groups_in_flight": IN_FLIGHT, "max_restarts": LOSSES},
         reward={"timeout_s": 5.0},
         cluster={"broadcast_timeout_s": 20.0},
     )
@@ -201,7 +202,10 @@ def test_a_run_under_random_faults_keeps_its_books(place: World, disk: Path | No
     metrics = read_metrics(place.run)
     assert [m["step"] for m in metrics] == list(range(1, STEPS + 1))
     state = place.assert_ledger_balances(STEPS)
-    print(json.dumps({"leases": state["lease_counts"], "groups": state["counts"]}), flush=True)
+    print(
+        json.dumps({"leases": state["lease_counts"], "groups": state["counts"], "misdeeds": place.misdeeds()}),
+        flush=True,
+    )
     place.assert_every_group_was_consumed_once(STEPS)
     place.assert_engines_hold_the_learners_weights()
     assert_every_kind_was_made(made)
@@ -216,11 +220,19 @@ def assert_every_kind_was_made(made: Counter[str]) -> None:
 
 
 def assert_nothing_was_retried_without_a_fault(place: World, made: Counter[str], state: dict[str, Any]) -> None:
-    """Engines and the system were started again as often as something ended them, and few groups were made again."""
+    """Engines and the system were started again as often as something ended them, and no group was made in vain but by
+    a cause: its engine was lost or its life ended, a call of its reward went wrong, or a fault held it up."""
+    lost = place.output.count("lost rollout-")
     engines = sum(made[name] for name in ("rollout actor killed", "engine process killed", "engine hung"))
     # A replacement may be put on the node that is about to be known as gone.
-    assert place.output.count("lost rollout-") <= engines + 2 * made["node removed"], "nothing else may cost an engine"
+    assert lost <= engines + 2 * made["node removed"], "nothing else may cost an engine"
+    ended = sum(made[name] for name in (*OF_THE_SYSTEM, *OF_THE_DRIVER))
     assert place.output.count("the run starts again") == made["queue actor killed"] + made["learner rank killed"]
     counts, leases = Counter(state["counts"]), Counter(state["lease_counts"])
-    assert leases["leased"] - counts["consumed"] < MADE_AGAIN * made.total()
     assert leases["expired"] == 0
+    assert leases["released"] <= IN_FLIGHT * (lost + ENGINES * (ended + 1)), "by lost engines, ended lives and the end"
+    assert counts["regenerated"] + counts["dropped_unscored"] <= place.misdeeds().total(), "a call for each, at least"
+    held_up = lost + ended + sum(made[name] for name in ("reward replica killed", "reward wrong", "reward hangs"))
+    assert counts["dropped_stale"] <= ADMITTED * held_up, "what was leased or ready at the time"
+    assert counts["resampled"] == 0
+    assert len(state["ready"]) <= ADMITTED
