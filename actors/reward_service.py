@@ -1,7 +1,8 @@
 """The reward service: a Ray Serve application that scores groups in batches.
 
 Callers hold the handle: `scores = await handle.score.remote(ScoreRequest(prompt, responses))`.
-Nothing listens on HTTP: requests travel through Ray only.
+Nothing listens on HTTP: requests travel through Ray only. Every driver has an application of its own, by the id of its
+Ray job, so that several runs may share a cluster; it ends with its driver, however that one ends.
 """
 
 from __future__ import annotations
@@ -10,11 +11,14 @@ import asyncio
 import logging
 import os
 import sys
+import threading
 import time
 from typing import Any
 
 import ray
 from ray import serve
+from ray._private.state import jobs
+from ray.exceptions import RayActorError
 from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus
@@ -28,7 +32,6 @@ from uniapl.rewards import ScoreRequest, resolve
 from uniapl.rewards.cache import open_cache, require_redis
 from uniapl.rewards.scoring import Scorer
 
-APPLICATION = "uniapl-reward"
 MAX_DISCRIMINATOR_THREADS = 4
 """A batch of some 40 short texts gains nothing from more in a sentence encoder."""
 CONCURRENT_BATCHES = 4
@@ -36,6 +39,8 @@ CONCURRENT_BATCHES = 4
 START_ATTEMPTS = 2
 HEALTH_CHECK_PERIOD_S = 2.0
 """Serve replaces a replica after three failed checks."""
+DRIVER_LOOK_S = 2.0
+"""How often a replica looks whether its driver lives."""
 _LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
@@ -45,9 +50,11 @@ class RewardReplica:
     Args:
         config: the whole configuration.
         search_path: where the driver imports from; Serve's own processes know nothing of it.
+        job: the driver's, with which the replica ends.
     """
 
-    def __init__(self, config: Config, search_path: list[str]) -> None:
+    def __init__(self, config: Config, search_path: list[str], job: str) -> None:
+        threading.Thread(target=_end_with_driver, args=[job], daemon=True).start()
         _no_grpc_port()
         log_lines(config.run.name, "reward")
         sys.path.extend(folder for folder in search_path if folder not in sys.path)
@@ -100,26 +107,61 @@ def start_reward_service(config: Config, resources: dict[str, float] | None = No
     """
     _require_parts(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the terminal belongs to the run's own table
-    serve.start(proxy_location="Disabled", logging_config=_LOGGING)
-    application = _deployment(config, resources or {}).bind(config, [folder or os.getcwd() for folder in sys.path])
-    [handle] = serve.run_many(
-        [serve.RunTarget(application, name=APPLICATION, route_prefix=None)], wait_for_applications_running=False
-    )
+    try:
+        handle = _deploy(config, resources or {})
+    except RayActorError:  # Serve was about to end with another run's end or death
+        handle = _deploy(config, resources or {})
     _wait_until_running(config.cluster.start_timeout_s)
     return handle
 
 
-def stop_reward_service() -> None:
-    """Stop the service if it runs, and Serve itself where nothing else runs on it."""
-    if APPLICATION in serve.status().applications:
-        serve.delete(APPLICATION)
-    if not serve.status().applications:
+def application(job: str | None = None) -> str:
+    """The name in Serve of a driver's reward service.
+
+    Args:
+        job: the driver's; None: this process's.
+    """
+    return f"uniapl-reward-{job or ray.get_runtime_context().get_job_id()}"
+
+
+def replica_class() -> str:
+    """Begins the class names of the actors of this driver's replicas, which are of Serve's job, not of the driver's."""
+    return f"ServeReplica:{application()}:"
+
+
+def stop_reward_service(job: str | None = None) -> None:
+    """Stop a driver's service if it runs, and Serve itself where nothing else runs on it.
+
+    Args:
+        job: the driver's; None: this process's.
+    """
+    name, found = application(job), serve.status().applications
+    if any(other.status != ApplicationStatus.DELETING for other_name, other in found.items() if other_name != name):
+        if name in found:
+            serve.delete(name)
+    else:
         serve.shutdown()
+
+
+def _end_with_driver(job: str) -> None:
+    """In a thread of a replica's: Serve's actors outlive the driver that asked for them, if nothing stops them."""
+    while any(one["JobID"] == job and not one["IsDead"] for one in jobs()):
+        time.sleep(DRIVER_LOOK_S)
+    stop_reward_service(job)
 
 
 def restart_controller() -> None:
     """End Serve's controller: Ray starts it anew, with the state that it keeps, and it looks for all its replicas."""
     ray.kill(ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE), no_restart=False)
+
+
+def _deploy(config: Config, resources: dict[str, float]) -> DeploymentHandle:
+    serve.start(proxy_location="Disabled", logging_config=_LOGGING)
+    search_path = [folder or os.getcwd() for folder in sys.path]
+    bound = _deployment(config, resources).bind(config, search_path, ray.get_runtime_context().get_job_id())
+    target = serve.RunTarget(bound, name=application(), route_prefix=None)
+    [handle] = serve.run_many([target], wait_for_applications_running=False)
+    return handle
 
 
 def _require_parts(config: Config) -> None:
@@ -167,22 +209,22 @@ def _deployment(config: Config, resources: dict[str, float]) -> Any:
 def _wait_until_running(timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while True:
-        application = serve.status().applications.get(APPLICATION)
-        status = application.status if application else None
+        found = serve.status().applications.get(application())
+        status = found.status if found else None
         if status == ApplicationStatus.RUNNING:
             return
         if status == ApplicationStatus.DEPLOY_FAILED or time.monotonic() > deadline:
-            message = _message(application)
+            message = _message(found)
             stop_reward_service()
             what = "failed to start" if status == ApplicationStatus.DEPLOY_FAILED else f"not up after {timeout_s:g} s"
             raise RuntimeError(f"reward service {what}: {message}")
         time.sleep(0.1)
 
 
-def _message(application: Any) -> str:
+def _message(found: Any) -> str:
     """Serve's account of an application, less the tracebacks: the last line of each part."""
-    if application is None:
+    if found is None:
         return "no status from Ray Serve"
-    parts = [application.message, *(deployment.message for deployment in application.deployments.values())]
+    parts = [found.message, *(deployment.message for deployment in found.deployments.values())]
     last = [part.strip().splitlines()[-1].strip() for part in parts if part.strip()]
-    return "; ".join(dict.fromkeys(last)) or f"status {application.status.value}"
+    return "; ".join(dict.fromkeys(last)) or f"status {found.status.value}"

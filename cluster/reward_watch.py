@@ -11,8 +11,7 @@ from collections.abc import Callable
 
 from ray._private.state import actors
 
-from actors.reward_service import restart_controller
-from cluster.room import REPLICA
+from actors.reward_service import replica_class, restart_controller
 
 LOOK_S = 2.0
 GONE_S = 15.0
@@ -52,4 +51,5 @@ class RewardWatch:
 
 def _there() -> int:
     """Replicas that run or are being started."""
-    return sum(REPLICA in actor["ActorClassName"] and actor["State"] != "DEAD" for actor in actors().values())
+    replica = replica_class()
+    return sum(replica in actor["ActorClassName"] and actor["State"] != "DEAD" for actor in actors().values())

@@ -12,7 +12,7 @@ import ray
 from ray._private.state import actors
 from ray.util.placement_group import PlacementGroup
 
-from actors.reward_service import APPLICATION
+from actors.reward_service import replica_class
 from cluster.autoscaler import Limit, Resources
 from cluster.placement import KINDS, Site, engine_bundle, rank_bundle, reward_bundle
 from uniapl.config import Config
@@ -22,8 +22,6 @@ from uniapl.runlog import RunError
 LOOK_S = 1.0
 PATIENCE_S = 5.0
 """Before the user is told that something is waited for."""
-REPLICA = f"ServeReplica:{APPLICATION}:"
-"""Begins the class name of a reward replica's actor, which is of Serve's job, not the run's."""
 
 
 class Need(NamedTuple):
@@ -171,10 +169,10 @@ class Waiting:
 
 def _without_node() -> Counter[str]:
     """This run's actors that are not on a node yet."""
-    job, names = ray.get_runtime_context().get_job_id(), {"RolloutActor": "rollout actors"}
+    job, names, replica = ray.get_runtime_context().get_job_id(), {"RolloutActor": "rollout actors"}, replica_class()
     return Counter(
         names.get(actor["ActorClassName"], "reward replicas")
         for actor in actors().values()
         if actor["State"] in ("DEPENDENCIES_UNREADY", "PENDING_CREATION") and not actor["Pid"]
-        if (actor["JobID"] == job and actor["ActorClassName"] in names) or REPLICA in actor["ActorClassName"]
+        if (actor["JobID"] == job and actor["ActorClassName"] in names) or replica in actor["ActorClassName"]
     )

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import subprocess
 import sys
 import time
 import types
 from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,9 +18,10 @@ import ray
 from helpers_discriminator import compare, tiny_reward_model
 from helpers_rewards import make_prompt
 from ray import serve
+from ray._private.state import actors
 from ray.serve.handle import DeploymentHandle
 
-from actors.reward_service import APPLICATION, start_reward_service, stop_reward_service
+from actors.reward_service import application, start_reward_service, stop_reward_service
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 from uniapl.discriminators import open_discriminator
@@ -56,7 +60,7 @@ CONFIG = make_config(
 def cluster() -> Iterator[None]:
     started_here = not ray.is_initialized()
     if started_here:
-        ray.init(num_cpus=2, include_dashboard=False)
+        ray.init("local", num_cpus=2, include_dashboard=False)
     yield
     if started_here:
         ray.shutdown()
@@ -128,8 +132,67 @@ def test_an_actor_scores_through_the_handle_that_it_was_given(service):
 
 def test_nothing_listens_for_http_and_no_core_is_reserved(service):
     assert serve.status().proxies == {}
-    assert serve.status().applications[APPLICATION].status == "RUNNING"
+    assert serve.status().applications[application()].status == "RUNNING"
     assert ray.available_resources()["CPU"] == ray.cluster_resources()["CPU"]
+
+
+OTHER_RUN = """
+import sys
+import ray
+sys.path.insert(0, "tests")
+from helpers_rewards import make_prompt
+from actors.reward_service import start_reward_service
+from test_reward_service import make_config
+from uniapl.rewards import ScoreRequest
+
+ray.init(address=sys.argv[1], log_to_driver=False)
+handle = start_reward_service(make_config({"functions": [{"name": "helpers_rewards:length"}]}))
+[score] = handle.score.remote(ScoreRequest(make_prompt(), ["Four"])).result(timeout_s=60)
+print("job", ray.get_runtime_context().get_job_id(), "scores", score.reward, flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def another_run() -> Iterator[str]:
+    """A second driver on this cluster, with a reward of its own, killed at the end of the block; its Ray job."""
+    command = [sys.executable, "-c", OTHER_RUN, ray.get_runtime_context().gcs_address]
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).resolve().parent.parent)
+    assert process.stdout
+    try:
+        lines = iter(process.stdout.readline, "")
+        _, job, _, reward = next(line for line in lines if line.startswith("job ")).split()
+        assert reward == "4.0"
+        yield job
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def serving(name: str) -> list[str]:
+    """Class names of the actors that live and have `name` in theirs."""
+    return [
+        one["ActorClassName"] for one in actors().values() if name in one["ActorClassName"] and one["State"] != "DEAD"
+    ]
+
+
+def until_gone(name: str) -> None:
+    deadline = time.monotonic() + 60
+    while serving(name):
+        assert time.monotonic() < deadline, serving(name)
+        time.sleep(0.2)
+
+
+def test_a_second_run_has_a_service_of_its_own_which_ends_when_its_driver_is_killed(service):
+    with another_run() as job:
+        assert set(serve.status().applications) == {application(), application(job)}
+        [score] = service.score.remote(request("Still mine.")).result(timeout_s=60)
+        assert score.reward == 1.5
+    until_gone(application(job))
+    [score] = service.score.remote(request("Mine even now.")).result(timeout_s=60)
+    assert score.reward == 1.5
+    assert set(serve.status().applications) == {application()}
 
 
 def test_a_replica_in_which_too_many_calls_hang_is_replaced(service):
@@ -189,6 +252,14 @@ def test_what_the_configuration_names_and_is_not_there_is_one_line_before_anythi
     with pytest.raises(ConfigError) as error:
         start_reward_service(config)
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+def test_with_the_last_driver_serve_itself_ends(cluster):
+    stop_reward_service()
+    until_gone("Serve")
+    with another_run():
+        assert len(serving("Serve")) == 2, "controller and replica"
+    until_gone("Serve")
 
 
 def test_a_reward_model_scores_in_the_service_as_it_does_here(cluster, tmp_path):

@@ -10,6 +10,8 @@ import pytest
 from cluster import reward_watch
 from cluster.reward_watch import GONE_S, LOOK_S, RewardWatch
 
+REPLICA = "ServeReplica:uniapl-reward-01000000:"
+
 
 class World:
     """What the watch sees and does: Ray's list of actors and the clock are given, since it is about time, a restart is
@@ -25,11 +27,11 @@ class World:
 
     def actors(self) -> dict[str, dict[str, Any]]:
         self.asked += 1
-        name = "ServeReplica:uniapl-reward:reward"
+        name = f"{REPLICA}reward"
         found = [
             *((name, state) for state in self.states),
             ("RolloutActor", "ALIVE"),
-            ("ServeReplica:other:x", "ALIVE"),
+            ("ServeReplica:uniapl-reward-02000000:reward", "ALIVE"),
         ]
         return {str(number): {"ActorClassName": kind, "State": state} for number, (kind, state) in enumerate(found)}
 
@@ -47,6 +49,7 @@ class World:
 def world(monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     made = World()
     monkeypatch.setattr(reward_watch, "actors", made.actors)
+    monkeypatch.setattr(reward_watch, "replica_class", lambda: REPLICA)  # there is no Ray here whose job has a number
     monkeypatch.setattr(reward_watch, "restart_controller", made.restart)
     monkeypatch.setattr(reward_watch.time, "monotonic", lambda: made.now)
     made.watch = RewardWatch(2, made.notes.append)

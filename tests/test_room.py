@@ -11,6 +11,7 @@ import requests
 import yaml
 from ray.util.placement_group import remove_placement_group
 
+from actors.reward_service import replica_class
 from cluster import autoscaler, room
 from cluster.autoscaler import Limit, autoscaler_limit
 from cluster.placement import Site, learner_group
@@ -207,7 +208,7 @@ def test_engines_and_replicas_without_a_node_are_told(ray_session: Any, monkeypa
         return ray.remote(type(name, (), {})).options(**options).remote()
 
     actors = [started("RolloutActor", resources={"rollout": 1}) for _ in range(2)]
-    actors += [started("ServeReplica:uniapl-reward:reward", resources={"reward": 1}), started("RolloutActor")]
+    actors += [started(f"{replica_class()}reward", resources={"reward": 1}), started("RolloutActor")]
     actors += [started("Other", resources={"rollout": 1})]
     try:
         ray.get(actors[3].__ray_ready__.remote(), timeout=60)

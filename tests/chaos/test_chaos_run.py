@@ -117,6 +117,7 @@ def faults(place: World, draw: random.Random) -> dict[str, Callable[[], bool | N
     }
 
 
+PARTS = (RANK, ACTOR, ENGINE, QUEUE, REPLICA, "ray::ServeController")
 OF_THE_SYSTEM = {"queue actor killed": QUEUE, "learner rank killed": RANK}
 OF_THE_DRIVER = ("driver killed", "disk full")
 
@@ -136,7 +137,7 @@ def end(place: World, name: str) -> None:
         place.process.kill()
         place.ends.append(place.ended())
     deadline = time.monotonic() + GONE_S
-    while place.processes(RANK) or place.processes(ENGINE):  # after a SIGKILL the cluster ends them
+    while any(map(place.processes, PARTS)):  # after a SIGKILL the cluster ends them, and Serve itself
         assert time.monotonic() < deadline, "a life's processes outlive it"
         time.sleep(0.2)
     place.begin("--resume")
