@@ -21,20 +21,24 @@ def main(argv: list[str] | None = None) -> int:
     """
     if not Path("/proc/driver/nvidia").exists():
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # else DeepSpeed looks for a GPU and warns at every import
-    arguments = _arguments(argv)
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
+    try:
+        return _run(_arguments(argv))
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 130
+
+
+def _run(arguments: argparse.Namespace) -> int:
     from uniapl.config_errors import ConfigError
     from uniapl.data.errors import DataError
     from uniapl.runlog import RunError
 
-    warnings.formatwarning = lambda message, *_, **__: f"warning: {message}\n"
     try:
         return int(arguments.run(arguments) or 0)
     except (ConfigError, DataError, RunError) as error:
         print(getattr(error, "cause", error), file=sys.stderr)  # Ray hands on an actor's error with it as the cause
         return 2
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 130
     except Exception:
         traceback.print_exc()
         print("not foreseen; `uniapl doctor` checks this machine, `train --debug` shows all logs", file=sys.stderr)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from actors.reward_service import stop_reward_service
-from cluster import checkpoints, run_folder
+from cluster import run_folder
 from cluster.evaluation import BesideTraining, evaluate_and_save
 from cluster.failures import PartLostError, told_in_one_line
 from cluster.preflight import preflight
@@ -20,11 +20,12 @@ from uniapl.model_card import model_card
 from uniapl.objective.controllers import Controllers
 
 
-def train(config: Config, resume: bool = False, debug: bool = False) -> str:
+def train(config: Config, signals: Signals, resume: bool = False, debug: bool = False) -> str:
     """Run the configuration to its end and write the report.
 
     Args:
         config: of the run.
+        signals: entered, and bounded for this run.
         resume: go on from the newest whole checkpoint of the run's folder.
         debug: show and keep the logs of all parts, and wait for Ray's debugger at a breakpoint.
 
@@ -36,11 +37,6 @@ def train(config: Config, resume: bool = False, debug: bool = False) -> str:
         RunError: the run cannot go on; one line that says why.
         Terminated: by SIGTERM, after a checkpoint where `run.grace_seconds` allowed one.
     """
-    with Signals(config.run.grace_seconds, lambda: checkpoints.kept(config.run_dir)) as signals:
-        return _train(config, resume, debug, signals)
-
-
-def _train(config: Config, resume: bool, debug: bool, signals: Signals) -> str:
     store = open_store(config)
     local = with_local_data(config)
     heldout = preflight(local)
@@ -97,7 +93,7 @@ def _one_life(run: Run, resume: bool) -> None:
         live.phase("training")
         system.begin_rollouts()
         for step in range(first, config.run.steps):
-            with run.signals.step():
+            with run.signals.held():
                 metrics = one_step(system, controllers, folder, step, beside)
                 run.log.log(step + 1, metrics)
                 run.exporter.export(step + 1, metrics)

@@ -14,6 +14,8 @@ from types import FrameType
 
 from uniapl.runlog import RunError
 
+EARLY_GRACE_S = 60.0
+"""Until the configuration has said how long: the default of `run.grace_seconds`."""
 SHUTDOWN_S = 10.0
 """Kept of the grace time for ending the run's processes, but never more than half of it."""
 KILL_S = 2.0
@@ -28,17 +30,10 @@ class Terminated(BaseException):
 
 
 class Signals:
-    """While it is entered, SIGTERM and SIGINT end the run cleanly. For the main thread.
+    """While it is entered, SIGTERM and SIGINT end the run cleanly. For the main thread."""
 
-    Args:
-        grace_s: seconds from SIGTERM to the end of the process; what has not ended by then is killed.
-        kept: tells what the run could be resumed from, in words.
-    """
-
-    def __init__(self, grace_s: float, kept: Callable[[], str]) -> None:
-        self._grace_s = grace_s
-        self._reserve_s = min(SHUTDOWN_S, grace_s / 2)
-        self._kept = kept
+    def __init__(self) -> None:
+        self.bound(EARLY_GRACE_S, lambda: "nothing had begun")
         self._deadline = float("inf")
         self._holding = False
         self._ending = self._finishing = False
@@ -49,6 +44,17 @@ class Signals:
         self._interrupts = 0
         self.asked = False
         """SIGTERM came: write a checkpoint now."""
+
+    def bound(self, grace_s: float, kept: Callable[[], str]) -> None:
+        """What is known once the configuration has been read; to be called before anything starts.
+
+        Args:
+            grace_s: seconds from SIGTERM to the end of the process; what has not ended by then is killed.
+            kept: tells what the run could be resumed from, in words.
+        """
+        self._grace_s = grace_s
+        self._reserve_s = min(SHUTDOWN_S, grace_s / 2)
+        self.kept = kept
 
     def __enter__(self) -> Signals:
         self._before = {number: signal.getsignal(number) for number in self._handlers()}
@@ -82,8 +88,8 @@ class Signals:
         }
 
     @contextmanager
-    def step(self) -> Iterator[None]:
-        """Around a step and its checkpoint: SIGTERM waits for their end, as long as its time allows.
+    def held(self) -> Iterator[None]:
+        """Around a step and its checkpoint, or imports: SIGTERM waits for their end, as long as its time allows.
 
         Raises:
             Terminated: SIGTERM came within.
@@ -158,7 +164,7 @@ class Signals:
 
     def _kill(self, how: str, status: int) -> None:
         kill_descendants(os.getpid())
-        os.write(2, f"{how}; {self._kept()}\n".encode())
+        os.write(2, f"{how}; {self.kept()}\n".encode())
         os._exit(status)
 
 

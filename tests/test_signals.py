@@ -16,7 +16,9 @@ from cluster.signals import Signals, Terminated, descendants, kill_descendants
 
 
 def signals_with(grace_s: float) -> Signals:
-    return Signals(grace_s, lambda: "nothing is kept")
+    signals = Signals()
+    signals.bound(grace_s, lambda: "nothing is kept")
+    return signals
 
 
 def terminate() -> None:
@@ -25,7 +27,7 @@ def terminate() -> None:
 
 def test_sigterm_lets_a_step_finish_and_ends_after_it() -> None:
     done = []
-    with signals_with(60) as signals, pytest.raises(Terminated), signals.step():
+    with signals_with(60) as signals, pytest.raises(Terminated), signals.held():
         assert not signals.asked
         terminate()
         terminate()
@@ -41,7 +43,7 @@ def test_sigterm_ends_at_once_what_is_no_step() -> None:
 
 def test_a_step_longer_than_the_grace_time_is_left() -> None:
     began = time.monotonic()
-    with signals_with(0.4) as signals, pytest.raises(Terminated), signals.step():
+    with signals_with(0.4) as signals, pytest.raises(Terminated), signals.held():
         terminate()
         time.sleep(5)
     assert time.monotonic() - began < 2
@@ -49,14 +51,14 @@ def test_a_step_longer_than_the_grace_time_is_left() -> None:
 
 @pytest.mark.parametrize("signal_before", [lambda: None, terminate], ids=["alone", "after SIGTERM"])
 def test_an_error_stays_that_error(signal_before: Callable[[], None]) -> None:
-    with signals_with(60) as signals, pytest.raises(RuntimeError, match="disk full"), signals.step():
+    with signals_with(60) as signals, pytest.raises(RuntimeError, match="disk full"), signals.held():
         signal_before()
         raise RuntimeError("disk full")
 
 
 def test_after_an_error_a_run_that_goes_on_is_ended_as_before() -> None:
     with signals_with(60) as signals, pytest.raises(Terminated):
-        with pytest.raises(RuntimeError), signals.step():
+        with pytest.raises(RuntimeError), signals.held():
             raise RuntimeError("a part was lost")
         terminate()
 
@@ -75,7 +77,7 @@ def test_sigterm_while_ray_has_it_is_the_same_end() -> None:
 
 
 def test_what_is_left_for_the_end_follows_from_the_grace_time() -> None:
-    with signals_with(60) as signals, pytest.raises(Terminated), signals.step():
+    with signals_with(60) as signals, pytest.raises(Terminated), signals.held():
         assert signals.left() == float("inf")
         terminate()
         assert 57 < signals.left() <= 58
@@ -91,10 +93,12 @@ def stuck():  # as a call into Ray may be: no handler of Python's is run
         ctypes.CDLL(None).pthread_mutex_lock(lock)
 
 how = sys.argv[1]
-with Signals(60 if how == "alone" else 1, lambda: "step-00003 is kept") as signals:
+signals = Signals()
+signals.bound(60 if how == "alone" else 1, lambda: "step-00003 is kept")
+with signals:
     child = subprocess.Popen(["sleep", "60"])
     try:
-        with signals.step():
+        with signals.held():
             threading.Timer(0.2, os.kill, [os.getpid(), signal.SIGTERM]).start()
             if how == "alone":
                 child.kill()
@@ -136,7 +140,7 @@ def test_afterwards_signals_mean_what_they_meant() -> None:
 SECOND = """
 import os, signal, subprocess, time
 from cluster.signals import Signals
-with Signals(60, lambda: "nothing is kept"):
+with Signals():
     try:
         subprocess.Popen(["sh", "-c", "sleep 60 & sleep 60"])
         os.kill(os.getpid(), signal.SIGINT)
@@ -151,7 +155,7 @@ def test_a_second_ctrl_c_ends_at_once_with_everything_below() -> None:
     process = started(SECOND)
     output, _ = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert output == "unwinding\nstopped at once; nothing is kept\n"
+    assert output == "unwinding\nstopped at once; nothing had begun\n"
     assert_gone(process.pid)
 
 

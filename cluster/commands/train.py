@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import sys
 from argparse import Namespace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cluster.commands.words import add_config, example
+
+if TYPE_CHECKING:
+    from cluster.signals import Signals
 
 
 def add(commands: Any) -> None:
@@ -25,8 +27,28 @@ def add(commands: Any) -> None:
 
 
 def run(arguments: Namespace) -> int:
-    from uniapl.config import load_config
+    from cluster.signals import Signals, Terminated
 
+    signals = Signals()
+    try:
+        with signals:
+            report = _train(arguments, signals)
+    except Terminated as end:
+        print(f"ended by SIGTERM{f' ({end})' if str(end) else ''}; {signals.kept()}", file=sys.stderr)
+        return 0
+    except KeyboardInterrupt:
+        print(f"stopped by Ctrl-C; {signals.kept()}", file=sys.stderr)
+        return 130
+    print(f"report: {report}")
+    return 0
+
+
+def _train(arguments: Namespace, signals: Signals) -> str:
+    """Imports are held: some libraries take whatever ends one for a module that is not there."""
+    with signals.held():
+        from cluster.checkpoints import full_disk_told, kept
+        from uniapl.config import load_config
+        from uniapl.imports import importing
     overrides = arguments.overrides
     if arguments.debug:
         from cluster import debug
@@ -34,26 +56,8 @@ def run(arguments: Namespace) -> int:
         debug.prepare()
         overrides = [*debug.OVERRIDES, *overrides]
     config = load_config(arguments.config, overrides, arguments.method)
-    from uniapl.imports import importing
-
-    with importing():
-        from cluster.checkpoints import full_disk_told
+    signals.bound(config.run.grace_seconds, lambda: kept(config.run_dir))
+    with signals.held(), importing():
         from cluster.driver import train
-        from cluster.signals import Terminated
-    try:
-        with full_disk_told(config.run_dir):
-            report = train(config, arguments.resume, arguments.debug)
-    except Terminated as end:
-        _tell("ended by SIGTERM" + (f" ({end})" if str(end) else ""), config.run_dir)
-        return 0
-    except KeyboardInterrupt:
-        _tell("stopped by Ctrl-C", config.run_dir)
-        return 130
-    print(f"report: {report}")
-    return 0
-
-
-def _tell(how: str, folder: Path) -> None:
-    from cluster.checkpoints import kept
-
-    print(f"{how}; {kept(folder)}", file=sys.stderr)
+    with full_disk_told(config.run_dir):
+        return train(config, signals, arguments.resume, arguments.debug)
