@@ -117,7 +117,8 @@ def litter(before: set[str]) -> set[str]:
 
 def assert_memory_freed(before: set[str]) -> None:
     """Nothing was left in /dev/shm."""
-    assert litter(before) == set()
+    left = litter(before)
+    assert not left, left  # in words: pytest does not rewrite the assertions of helpers
 
 
 def killed(place: Path, call: str, *arguments: str, program: str = "killed_train.py") -> tuple[float, int, str]:
