@@ -10,6 +10,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 
 from actors.lifeline import end_with_parent
 from uniapl.imports import importing
@@ -24,6 +25,17 @@ def spawned() -> Iterator[None]:
         yield
     finally:
         main.__spec__ = own
+
+
+@contextmanager
+def sockets() -> Iterator[None]:
+    """An engine that starts in the body has its sockets in a folder of their own, which is gone when it is up.
+
+    vLLM would leave them in the system's folder for temporary files for ever; once connected they need no name.
+    """
+    with TemporaryDirectory(prefix="uniapl-") as folder:
+        os.environ["VLLM_RPC_BASE_PATH"] = folder
+        yield
 
 
 if __name__ == "__mp_main__":

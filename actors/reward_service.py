@@ -28,7 +28,7 @@ from uniapl.discriminators import Discriminator, check_discriminator, open_discr
 from uniapl.discriminators.types import Comparison
 from uniapl.loglines import log_lines
 from uniapl.records import Score
-from uniapl.rewards import ScoreRequest, resolve
+from uniapl.rewards import ScoreRequest, require_rewards, resolve
 from uniapl.rewards.cache import open_cache, require_redis
 from uniapl.rewards.scoring import Scorer
 
@@ -58,7 +58,7 @@ class RewardReplica:
         _no_grpc_port()
         log_lines(config.run.name, "reward")
         sys.path.extend(folder for folder in search_path if folder not in sys.path)
-        rewards = resolve(config.reward.functions)
+        rewards = resolve(config.reward.functions, config.reward.timeout_s)
         discriminator = _discriminator(config)
         self._scorer = Scorer(rewards, open_cache(config.reward), config.reward.timeout_s, discriminator)
         self._batch.set_max_batch_size(config.reward.batch_size)
@@ -165,7 +165,7 @@ def _deploy(config: Config, resources: dict[str, float]) -> DeploymentHandle:
 
 
 def _require_parts(config: Config) -> None:
-    resolve(config.reward.functions)
+    require_rewards(config.reward.functions, config.reward.timeout_s)
     if config.reward.redis_url is not None:
         require_redis(config.reward.redis_url)
     check_discriminator(config)

@@ -11,7 +11,7 @@ import xxhash
 from ray.exceptions import RayActorError
 
 from actors.engine import engine_args
-from actors.engine_process import spawned
+from actors.engine_process import sockets, spawned
 from actors.queue_client import QueueClient
 from actors.responses import finished
 from uniapl.config import Config
@@ -68,7 +68,7 @@ class RolloutActor:
         with importing():
             from vllm.v1.engine.async_llm import AsyncLLM
         began = time.monotonic()
-        with spawned():
+        with spawned(), sockets():
             self._engine = AsyncLLM.from_engine_args(engine_args(self._config, self._gpu))
         await self._engine.update_weight_version("0")
         await self.generate([1, 2, 3], n=1, temperature=1.0, max_tokens=2, seed=0)

@@ -137,7 +137,8 @@ def _judge(suite: Suite, reward: str | None, config: Config) -> Judge:
             "or module:function"
         )
     functions = [RewardFunction(name=reward)] if reward else config.reward.functions
-    scorer = Scorer(resolve(functions), MemoryCache(config.reward.cache_entries), config.reward.timeout_s)
+    timeout_s = config.reward.timeout_s
+    scorer = Scorer(resolve(functions, timeout_s), MemoryCache(config.reward.cache_entries), timeout_s)
 
     def by_rewards(suite: Suite, responses: list[list[Response]]) -> tuple[list[list[Answer]], dict[str, str]]:
         requests = [

@@ -10,7 +10,7 @@ from uniapl.data.model_folder import check_model, read_model_config, size_of
 from uniapl.data.sources import DemonstrationSource, PromptSource, heldout_prompts, open_sources
 from uniapl.discriminators import check_discriminator
 from uniapl.records import Prompt
-from uniapl.rewards import resolve
+from uniapl.rewards import require_rewards
 from uniapl.rewards.cache import require_redis
 from uniapl.shared_paths import require_absolute
 
@@ -35,7 +35,7 @@ def preflight(config: Config) -> list[Prompt]:
     _check_first_rows(config, prompts, demonstrations)
     if not config.needs_engine:
         return []
-    resolve(config.reward.functions)
+    require_rewards(config.reward.functions, config.reward.timeout_s)
     if config.reward.redis_url is not None:
         require_redis(config.reward.redis_url)
     check_discriminator(config)

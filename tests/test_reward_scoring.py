@@ -56,7 +56,7 @@ NEXT = "; allowed: module:name, the module below the current folder or installed
     [
         (
             ["iefval"],
-            "reward.functions.0.name: got 'iefval'; allowed: ifeval, ifbench, exact_match, math, or module:function",
+            "reward.functions.0.name: got 'iefval'; allowed: ifeval, ifbench, exact_match, math, module:function, or http(s)://HOST:PORT",
         ),
         (["math", "math"], "reward.functions.1.name: got 'math' a second time; allowed: each name once"),
         (
@@ -82,7 +82,10 @@ NEXT = "; allowed: module:name, the module below the current folder or installed
             ["helpers_rewards:asynchronous"],
             "reward.functions.0.name: got 'helpers_rewards:asynchronous', an async function; allowed: a plain function",
         ),
-        ([":f"], "reward.functions.0.name: got ':f'; allowed: ifeval, ifbench, exact_match, math, or module:function"),
+        (
+            [":f"],
+            "reward.functions.0.name: got ':f'; allowed: ifeval, ifbench, exact_match, math, module:function, or http(s)://HOST:PORT",
+        ),
     ],
 )
 def test_a_wrong_name_is_one_line_that_says_what_is_allowed(names, message, tmp_path, monkeypatch):

@@ -86,6 +86,12 @@ class Rollout(RolloutActor):
         [found] = [p for p in psutil.Process().children(recursive=True) if "EngineCore" in " ".join(p.cmdline())]
         return found.pid
 
+    async def sockets(self) -> list[str]:
+        """Paths of those that this process and the engine's are connected by."""
+        found = (line.split() for line in Path("/proc/net/unix").read_text().splitlines())
+        folder = os.environ["VLLM_RPC_BASE_PATH"]
+        return [words[-1] for words in found if words[-1].startswith(folder)]
+
     async def new_weights(self, version: int) -> None:
         """All of an update but the bytes, which make no difference to what becomes of running groups."""
         await self.start_weight_update()
@@ -139,6 +145,12 @@ def wait_until(happened: Any) -> None:
     while not happened():
         assert time.monotonic() < deadline, "nothing happened"
         time.sleep(0.05)
+
+
+def test_an_engine_that_is_up_has_left_no_socket_behind(engine: Any) -> None:
+    paths = ray.get(engine.sockets.remote())
+    assert paths, "it has some"
+    assert not any(Path(path).exists() or Path(path).parent.exists() for path in paths)
 
 
 def test_an_endless_response_is_left_out_of_its_group_at_the_deadline(engine: Any, begin: Any) -> None:

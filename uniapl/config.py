@@ -111,9 +111,9 @@ class RolloutConfig(Section):
 
 
 class RewardFunction(Section):
-    """One reward: a built-in name or the user's `module:function`."""
+    """One reward: a built-in name, the user's `module:function`, or the address of the user's server."""
 
-    name: Text = Field(description="ifeval, ifbench, exact_match, math or module:function")
+    name: Text = Field(description="ifeval, ifbench, exact_match, math, module:function, or http(s)://HOST:PORT/PATH")
     weight: float = Field(1.0, description="factor of its value in the sum; may be negative")
     version: Text = Field("1", description="part of the cache key: change it when the code changes")
 

@@ -33,6 +33,8 @@ RedisUrl = Annotated[
 ]
 REDIS_PASSWORD = "UNIAPL_REDIS_PASSWORD"  # noqa: S105 (a name)
 """The environment variable that Redis's password comes from: the configuration is written into the run's folder."""
+REWARD_TOKEN = "UNIAPL_REWARD_TOKEN"  # noqa: S105 (a name)
+"""The one that the bearer token of rewards over HTTP comes from."""
 _PORT = r"([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 Address = Annotated[
     str, Field(pattern=rf"^(local|auto|[A-Za-z0-9._:\[\]-]+:{_PORT})$", title="'local', 'auto' or HOST:PORT")

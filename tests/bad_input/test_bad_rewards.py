@@ -21,7 +21,7 @@ from uniapl.rewards import Reward, RewardResult, ScoreRequest, resolve
 from uniapl.rewards.cache import MemoryCache
 from uniapl.rewards.scoring import Scorer
 
-BUILT_IN = "allowed: ifeval, ifbench, exact_match, math, or module:function"
+BUILT_IN = "allowed: ifeval, ifbench, exact_match, math, module:function, or http(s)://HOST:PORT"
 FUNCTION = "; allowed: a function of (prompt, response)"
 
 # name: (what stands in the module, the function asked for, how what is said goes on)

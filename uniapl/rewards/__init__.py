@@ -1,6 +1,6 @@
 """Rewards: verifiers, the user's functions, their cache, and how their values become a `Score`."""
 
-from uniapl.rewards.registry import BUILT_IN, Reward, resolve
+from uniapl.rewards.registry import BUILT_IN, Reward, require_rewards, resolve
 from uniapl.rewards.types import RewardCallable, RewardResult, ScoreRequest, UnscorableError, verifier_field
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "RewardResult",
     "ScoreRequest",
     "UnscorableError",
+    "require_rewards",
     "resolve",
     "verifier_field",
 ]

@@ -1,4 +1,4 @@
-"""Reward functions by name: the built-in ones and the user's `module:function`."""
+"""Reward functions by name: the built-in ones, the user's `module:function`, and servers by their address."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from uniapl.config import RewardFunction
 from uniapl.config_errors import ConfigError
 from uniapl.own_code import imported, short
 from uniapl.rewards.answers import exact_match, math
+from uniapl.rewards.http import SCHEMES, HttpReward
 from uniapl.rewards.instructions import ifbench, ifeval, registry
 from uniapl.rewards.types import RewardCallable
 
@@ -34,8 +35,12 @@ class Reward:
         _WARM_UPS.get(self.name, lambda: None)()
 
 
-def resolve(functions: Sequence[RewardFunction]) -> list[Reward]:
+def resolve(functions: Sequence[RewardFunction], timeout_s: float = 60.0) -> list[Reward]:
     """The configured reward functions, imported.
+
+    Args:
+        functions: of the configuration.
+        timeout_s: seconds of one call.
 
     Raises:
         ConfigError: a name is unknown or stands twice, or a user's function cannot be imported,
@@ -45,16 +50,30 @@ def resolve(functions: Sequence[RewardFunction]) -> list[Reward]:
     for index, name in enumerate(names):
         if name in names[:index]:
             raise ConfigError(f"reward.functions.{index}.name: got '{name}' a second time; allowed: each name once")
+    keys = [f"reward.functions.{index}.name" for index in range(len(names))]
     return [
-        Reward(entry.name, entry.weight, entry.version, _function(entry.name, f"reward.functions.{index}.name"))
-        for index, entry in enumerate(functions)
+        Reward(entry.name, entry.weight, entry.version, _function(entry.name, key, timeout_s))
+        for entry, key in zip(functions, keys, strict=True)
     ]
 
 
-def _function(name: str, key: str) -> RewardCallable:
+def require_rewards(functions: Sequence[RewardFunction], timeout_s: float = 60.0) -> None:
+    """Check that the reward functions can be resolved, and that servers among them listen.
+
+    Raises:
+        ConfigError: as `resolve`, or nobody listens at an address.
+    """
+    for reward in resolve(functions, timeout_s):
+        if isinstance(reward.function, HttpReward):
+            reward.function.require()
+
+
+def _function(name: str, key: str, timeout_s: float) -> RewardCallable:
     if name in BUILT_IN:
         return BUILT_IN[name]
-    function: RewardCallable = imported(key, name, f"{', '.join(BUILT_IN)}, or module:function")
+    if name.startswith(SCHEMES):
+        return HttpReward(name, key, timeout_s)
+    function: RewardCallable = imported(key, name, f"{', '.join(BUILT_IN)}, module:function, or http(s)://HOST:PORT")
     for kind, is_kind in _NOT_PLAIN.items():
         if is_kind(function):
             raise ConfigError(f"{key}: got '{name}', {kind}; allowed: a plain function")
