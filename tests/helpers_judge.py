@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import ssl
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 
 class Judge:
     """Answers by the first word of the response: `CODE`, `CODE once`, `hang`, `say TEXT`; else the length's reward."""
 
-    def __init__(self, server: ThreadingHTTPServer) -> None:
-        self.url = f"http://127.0.0.1:{server.server_port}/judge"
+    def __init__(self, server: ThreadingHTTPServer, scheme: str) -> None:
+        self.url = f"{scheme}://127.0.0.1:{server.server_port}/judge"
         self.asked: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
 
@@ -32,7 +34,9 @@ class Judge:
 
 
 @contextmanager
-def judge() -> Iterator[Judge]:
+def judge(certificate: Path | None = None) -> Iterator[Judge]:
+    """Args: certificate: with its key, for TLS; None: without."""
+
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
 
@@ -52,7 +56,11 @@ def judge() -> Iterator[Judge]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    made = Judge(server)
+    if certificate:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+    made = Judge(server, "https" if certificate else "http")
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield made

@@ -8,11 +8,12 @@ from pathlib import Path
 import psutil
 from helpers_cli import session_members
 
-from uniapl.config_types import REDIS_PASSWORD
+from uniapl.config_types import REDIS_PASSWORD, REWARD_TOKEN
 from uniapl.loggers.to_wandb import API_KEY
 
 SECRETS = (
     REDIS_PASSWORD,
+    REWARD_TOKEN,
     API_KEY,
     "MLFLOW_TRACKING_USERNAME",
     "MLFLOW_TRACKING_PASSWORD",

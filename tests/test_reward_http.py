@@ -9,6 +9,7 @@ import pytest
 from helpers_judge import Judge, judge
 from helpers_redis import free_port
 from helpers_rewards import make_prompt
+from helpers_tls import self_signed
 from helpers_toy import toy_config
 
 from cluster import cli
@@ -59,6 +60,16 @@ def test_a_token_in_the_environment_goes_along(server: Judge, monkeypatch: pytes
     [reward] = resolve(functions(server.url))
     reward.function(make_prompt(), "Four")
     assert server.headers[0]["Authorization"] == "Bearer t0ken"
+
+
+def test_over_tls_the_certificate_is_checked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    certificate = self_signed(tmp_path / "certificate.pem")
+    with judge(certificate) as server:
+        assert "certificate verify failed" in unscored(server, "Four")
+        assert server.asked == []
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        [reward] = resolve(functions(server.url))
+        assert reward.function(make_prompt(), "Four").value == 4.0
 
 
 @pytest.mark.parametrize("code", [429, 502, 503, 504])

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import ray
 from helpers_discriminator import compare, tiny_reward_model
+from helpers_judge import judge
 from helpers_rewards import make_prompt
 from ray import serve
 from ray._private.state import actors
@@ -140,13 +141,14 @@ OTHER_RUN = """
 import sys
 import ray
 sys.path.insert(0, "tests")
+from helpers_judge import judge
 from helpers_rewards import make_prompt
 from actors.reward_service import start_reward_service
 from test_reward_service import make_config
 from uniapl.rewards import ScoreRequest
 
 ray.init(address=sys.argv[1], log_to_driver=False)
-handle = start_reward_service(make_config({"functions": [{"name": "helpers_rewards:length"}]}))
+handle = start_reward_service(make_config({"functions": [{"name": sys.argv[2]}]}))
 [score] = handle.score.remote(ScoreRequest(make_prompt(), ["Four"])).result(timeout_s=60)
 print("job", ray.get_runtime_context().get_job_id(), "scores", score.reward, flush=True)
 sys.stdin.read()
@@ -155,19 +157,20 @@ sys.stdin.read()
 
 @contextmanager
 def another_run() -> Iterator[str]:
-    """A second driver on this cluster, with a reward of its own, killed at the end of the block; its Ray job."""
-    command = [sys.executable, "-c", OTHER_RUN, ray.get_runtime_context().gcs_address]
-    pipe = subprocess.PIPE
-    process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).resolve().parent.parent)
-    assert process.stdout
-    try:
-        lines = iter(process.stdout.readline, "")
-        _, job, _, reward = next(line for line in lines if line.startswith("job ")).split()
-        assert reward == "4.0"
-        yield job
-    finally:
-        process.kill()
-        process.communicate()
+    """A second driver on this cluster, with a server's reward, killed at the end of the block; its Ray job."""
+    pipe, root = subprocess.PIPE, Path(__file__).resolve().parent.parent
+    with judge() as server:
+        command = [sys.executable, "-c", OTHER_RUN, ray.get_runtime_context().gcs_address, server.url]
+        process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, cwd=root)
+        assert process.stdout
+        try:
+            lines = iter(process.stdout.readline, "")
+            _, job, _, reward = next(line for line in lines if line.startswith("job ")).split()
+            assert (reward, [asked["response"] for asked in server.asked]) == ("4.0", ["Four"])
+            yield job
+        finally:
+            process.kill()
+            process.communicate()
 
 
 def serving(name: str) -> list[str]:

@@ -5,8 +5,6 @@ The packaged redis-server is built without TLS, so a small front of this test's 
 
 from __future__ import annotations
 
-import datetime
-import ipaddress
 import logging
 import socket
 import ssl
@@ -17,10 +15,9 @@ from pathlib import Path
 
 import pytest
 import redis
-from cryptography import x509
-from cryptography.hazmat.primitives import hashes, serialization
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives import hashes
 from helpers_redis import Server, free_port
+from helpers_tls import self_signed
 
 from uniapl.config_errors import ConfigError
 from uniapl.config_types import REDIS_PASSWORD
@@ -113,7 +110,7 @@ class _Front:
         self.authority = folder / "certificate.pem"
         self._server_port = server_port
         self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self._context.load_cert_chain(_self_signed(self.authority))
+        self._context.load_cert_chain(self_signed(self.authority))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
@@ -143,29 +140,6 @@ def tls(server, tmp_path_factory) -> Iterator[_Front]:
     front = _Front(tmp_path_factory.mktemp("tls"), server.port)
     yield front
     front.close()
-
-
-def _self_signed(path: Path) -> Path:
-    """A certificate of 127.0.0.1, with its key, that is its own authority."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "a test")])
-    now = datetime.datetime.now(datetime.UTC)
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(name)
-        .issuer_name(name)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(now - datetime.timedelta(hours=1))
-        .not_valid_after(now + datetime.timedelta(hours=1))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
-        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), False)
-        .sign(key, hashes.SHA256())
-    )
-    pem = serialization.Encoding.PEM
-    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
-    path.write_bytes(certificate.public_bytes(pem) + secret)
-    return path
 
 
 class _answering:
