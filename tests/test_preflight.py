@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from helpers_cli import session_members, start
 from helpers_discriminator import tiny_reward_model
 from helpers_redis import free_port
 from helpers_toy import toy_config
@@ -67,3 +68,16 @@ def test_a_redis_that_gives_no_answer_is_one_line(tiny: Path, tmp_path: Path) ->
     with pytest.raises(ConfigError) as error:
         preflight(load_config(toy_config(tmp_path, tiny, reward={"redis_url": url})))
     assert str(error.value).startswith(f"reward.redis_url: got '{url}'; no answer: ") and "\n" not in str(error.value)
+
+
+def test_the_command_then_ends_before_a_run_folder_or_a_process_of_ray_is_there(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path / "ray"))
+    url = f"redis://127.0.0.1:{free_port()}"
+    process = start(toy_config(tmp_path, tiny), f"reward.redis_url={url}")
+    [line] = process.communicate(timeout=300)[0].splitlines()
+    assert process.returncode == 2, line
+    assert line.startswith(f"reward.redis_url: got '{url}'; no answer: ")
+    assert session_members(process.pid) == {}
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "ray").exists()
