@@ -18,6 +18,7 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -257,6 +258,19 @@ def test_the_image_holds_the_lock_and_all_packages_and_runs_as_nobody_special() 
     assert [line for line in lines if line.startswith("FROM")][-1].startswith("FROM nvidia/cuda:13.")
     assert "--no-deps -r requirements/gpu.txt" in text("Dockerfile")
     assert "--python 3.11" in text("Dockerfile") and STOP_WAIT in text("Dockerfile")
+
+
+def test_the_image_is_built_of_what_it_copies_and_nothing_else_is_seen() -> None:
+    """`.dockerignore` leaves everything out but this, and of this what holds secrets."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    copied = [line.split()[2:-1] for line in text("Dockerfile").splitlines() if line.startswith("COPY")]
+    seen = {line[1:] for line in lines if line.startswith("!")}
+    assert lines[0] == "*" and seen == {word for words in copied for word in words}
+    left = [line.removeprefix("**/") for line in lines[1:] if not line.startswith("!")]
+    assert all(line.startswith("**/") for line in lines[len(seen) + 1 :])
+    files = [path.relative_to(ROOT) for name in sorted(seen) for path in (ROOT / name).rglob("*.py")]
+    assert [str(path) for path in files if any(fnmatch(part, rule) for part in path.parts for rule in left)] == []
+    assert all(any(fnmatch(name, rule) for rule in left) for name in (".env", "my_secret.yaml", "hf_token.txt"))
 
 
 @pytest.mark.parametrize("name", FILES)
