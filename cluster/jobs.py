@@ -21,9 +21,9 @@ LEFT_HERE = {"benchmarks", "build", "data", "docs", "models", "requirements", "r
 """Folders at the top that are neither code of a run nor configuration, where they are no packages."""
 MADE = {"checkpoints", "logs", "mlruns", "outputs", "trackio", "wandb"}
 """Folders of what runs leave, at any depth, where they are no packages."""
-UNSAFE = ("secret", "credential", "password", "passwd", "kubeconfig")
+UNSAFE = ("apikey", "credential", "kubeconfig", "passwd", "password", "secret")
 """In no name."""
-UNSAFE_WORDS = {"apikey", "apikeys", "auth", "key", "keys", "pass", "pwd", "token", "tokens"}
+UNSAFE_WORDS = {"key", "keys", "token", "tokens"}
 """Whole words in the name of no file but code: what `token.txt` holds is secret, what `tokenizer.yaml` holds is not."""
 LARGEST = 20 << 20
 """Bytes in all: code and configuration have far less."""

@@ -25,6 +25,7 @@ STAY = [
     "configs/hub.token.txt",
     "data/train.arrow",
     "docs/page.yaml",
+    "key1.txt",
     "kubeconfig",
     "kubeconfig.yaml",
     "log.jsonl",
@@ -35,6 +36,7 @@ STAY = [
     "outputs/b.pt",
     "own/__pycache__/reward.cpython-311.pyc",
     "own/api-key.yaml",
+    "own/apikey.toml",
     "own/checkpoints/a.yaml",
     "own/credentials.toml",
     "own/id_rsa",
@@ -49,10 +51,12 @@ STAY = [
     "token_hub.yaml",
     "wandb/a.yaml",
     "wandb/b.pt",
+    "wandb_api_key_prod.txt",
     "wandb_key.txt",
 ]
 GO = [
     "configs/job.yaml",
+    "configs/key_words/donkey.yaml",
     "configs/keywords.yaml",
     "configs/methods/mine.yaml",
     "monkey.txt",
