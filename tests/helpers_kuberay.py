@@ -10,6 +10,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from jsonschema import Draft202012Validator
+
 CRD = Path(__file__).parent / "kuberay_rayjob_crd.json"
 
 
@@ -35,7 +37,7 @@ def _kind(kind: str, spec: dict[str, Any], longest: int) -> dict[str, Any]:
 
 _SPEC = strict(json.loads(CRD.read_text(encoding="utf-8"))["schema"]["properties"]["spec"])
 KINDS = {
-    "RayJob": _kind("RayJob", _SPEC, 47),
-    "RayCluster": _kind("RayCluster", _SPEC["properties"]["rayClusterSpec"], 53),
+    "RayJob": Draft202012Validator(_kind("RayJob", _SPEC, 47)),
+    "RayCluster": Draft202012Validator(_kind("RayCluster", _SPEC["properties"]["rayClusterSpec"], 53)),
 }
-"""By kind; the names' lengths are those that KubeRay's operator takes, of which the CRD says nothing."""
+"""What checks an object, by its kind; the names' lengths are those that KubeRay's operator takes, of which the CRD says nothing."""

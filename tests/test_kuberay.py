@@ -58,7 +58,7 @@ def put(tree: Any, where: str, value: Any) -> None:
 @pytest.mark.parametrize("kind", KUBERAY)
 class TestKubeRay:
     def test_the_crd_takes_the_file(self, kind: str) -> None:
-        jsonschema.validate(kuberay(kind), KINDS[kind])
+        KINDS[kind].validate(kuberay(kind))
         cluster = ray_cluster(kind)
         assert cluster["rayVersion"] == ray.__version__
         assert cluster["authOptions"] == {"mode": "token"}
@@ -82,7 +82,7 @@ class TestKubeRay:
         made = kuberay(kind)
         put(made["spec"]["rayClusterSpec"] if kind == "RayJob" else made["spec"], where, value)
         with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(made, KINDS[kind])
+            KINDS[kind].validate(made)
 
     def test_ray_reads_the_same_groups_as_on_the_clouds(self, kind: str) -> None:
         resource = {"metadata": {"name": "uniapl", "namespace": "default"}, "spec": ray_cluster(kind)}
@@ -180,10 +180,12 @@ def test_the_crd_would_not_take_a_wrong_job(where: str, value: Any) -> None:
     job = kuberay("RayJob")
     put(job["spec"], where, value)
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(job, KINDS["RayJob"])
+        KINDS["RayJob"].validate(job)
 
 
-def test_the_crd_says_where_it_is_from() -> None:
+def test_the_crd_is_a_schema_and_says_where_it_is_from() -> None:
+    for validator in KINDS.values():
+        validator.check_schema(validator.schema)
     source = json.loads(CRD.read_text())["source"]
     assert source["tag"] == "v1.7.0" and "Apache-2.0" in source["of"] and len(source["sha256"]) == 64
 
