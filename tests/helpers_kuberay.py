@@ -40,4 +40,4 @@ KINDS = {
     "RayJob": Draft202012Validator(_kind("RayJob", _SPEC, 47)),
     "RayCluster": Draft202012Validator(_kind("RayCluster", _SPEC["properties"]["rayClusterSpec"], 53)),
 }
-"""What checks an object, by its kind; the names' lengths are those that KubeRay's operator takes, of which the CRD says nothing."""
+"""What checks an object, by its kind; how long a name may be is from KubeRay's operator, the CRD does not say it."""
