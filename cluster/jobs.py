@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import shlex
 import shutil
 import time
@@ -18,7 +19,12 @@ SUFFIXES = {".css", ".html", ".jinja", ".js", ".py", ".toml", ".txt", ".yaml", "
 """Of code and configuration; nothing else goes along. JSON does not: keys of cloud accounts come in it."""
 LEFT_HERE = {"benchmarks", "build", "data", "docs", "models", "requirements", "runs", "tests"}
 """Folders at the top that are neither code of a run nor configuration, where they are no packages."""
-UNSAFE = ("secret", "credential")
+MADE = {"checkpoints", "logs", "mlruns", "outputs", "trackio", "wandb"}
+"""Folders of what runs leave, at any depth, where they are no packages."""
+UNSAFE = ("apikey", "credential", "kubeconfig", "passwd", "password", "secret")
+"""In no name."""
+UNSAFE_WORDS = {"key", "keys", "token", "tokens"}
+"""Whole words in the name of no file but code: what `token.txt` holds is secret, what `tokenizer.yaml` holds is not."""
 LARGEST = 20 << 20
 """Bytes in all: code and configuration have far less."""
 PACKAGES = ("uniapl", "actors", "learner", "cluster")
@@ -71,17 +77,22 @@ def _is_package(folder: Path) -> bool:
 def _files(source: Path, top: bool = True) -> Iterator[Path]:
     for folder, inner, names in os.walk(source):
         at_top = top and Path(folder) == source
-        left = {n for n in inner if at_top and n in LEFT_HERE and not _is_package(source / n)}
+        stays = MADE | LEFT_HERE if at_top else MADE
+        left = {n for n in inner if n in stays and not _is_package(Path(folder) / n)}
         inner[:] = sorted(n for n in inner if _goes_along(n) and n not in left)
         for name in sorted(names):
             path = Path(folder) / name
-            if path.suffix in SUFFIXES and _goes_along(name) and path.is_file():
+            if path.suffix in SUFFIXES and _goes_along(name) and not _is_key(path) and path.is_file():
                 yield path
 
 
 def _goes_along(name: str) -> bool:
     hidden = name.startswith((".", "__pycache__")) or name.endswith(".egg-info")
     return not hidden and not any(word in name.lower() for word in UNSAFE)
+
+
+def _is_key(path: Path) -> bool:
+    return path.suffix != ".py" and not UNSAFE_WORDS.isdisjoint(re.split(r"[^a-z]+", path.stem.lower()))
 
 
 def job_client(address: str | None) -> Any:

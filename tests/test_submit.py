@@ -16,17 +16,60 @@ from uniapl.config_errors import ConfigError
 STAY = [
     ".env",
     ".git/config",
+    ".hidden.py",
+    "a.bin",
+    "a.csv",
+    "checkpoints/a.yaml",
+    "checkpoints/b.pt",
+    "configs/auth_token.yaml",
+    "configs/hub.token.txt",
     "data/train.arrow",
     "docs/page.yaml",
+    "key1.txt",
+    "kubeconfig",
+    "kubeconfig.yaml",
+    "log.jsonl",
+    "model.pt",
     "models/tiny/config.json",
     "my_secrets.yaml",
+    "outputs/a.yaml",
+    "outputs/b.pt",
     "own/__pycache__/reward.cpython-311.pyc",
+    "own/api-key.yaml",
+    "own/apikey.toml",
+    "own/checkpoints/a.yaml",
     "own/credentials.toml",
+    "own/id_rsa",
     "own/notes.parquet",
+    "own/secrets.py",
+    "own/wandb/run.yaml",
+    "passwords.yaml",
     "runs/a/config.yaml",
     "service-account.json",
+    "token",
+    "token.txt",
+    "token_hub.yaml",
+    "wandb/a.yaml",
+    "wandb/b.pt",
+    "wandb_api_key_prod.txt",
+    "wandb_key.txt",
 ]
-GO = ["configs/job.yaml", "configs/methods/mine.yaml", "own/data/words.txt", "own/reward.py", "reward.py"]
+GO = [
+    "configs/job.yaml",
+    "configs/key_words/donkey.yaml",
+    "configs/keywords.yaml",
+    "configs/methods/mine.yaml",
+    "monkey.txt",
+    "own/data/words.txt",
+    "own/keys.py",
+    "own/logs.py",
+    "own/reward.py",
+    "own/token_rewards.py",
+    "own/tokenizer.py",
+    "own/tokenizer/words.txt",
+    "reward.py",
+    "tokenizer.yaml",
+]
 
 
 @pytest.fixture
@@ -46,12 +89,19 @@ def test_code_and_configuration_go_along_and_nothing_else(project: Path, tmp_pat
     assert copied == set(sent)
 
 
+def test_letters_of_either_case_and_nothing_without_an_ending(project: Path, tmp_path: Path) -> None:
+    for name in ("HF_TOKEN.txt", "Passwords.yaml", "Makefile"):
+        (project / name).write_text("x\n")
+    assert not {"HF_TOKEN.txt", "Passwords.yaml", "Makefile"} & set(stage(project, tmp_path / "sent"))
+
+
 def test_a_package_with_the_name_of_a_folder_that_stays_goes_along(project: Path, tmp_path: Path) -> None:
     (project / "data/__init__.py").write_text("")
+    (project / "own/checkpoints/__init__.py").write_text("")
     (project / "cluster").mkdir()
     (project / "cluster/mine.yaml").write_text("x: 1\n")  # no package: ours of this name goes along with it
     sent = stage(project, tmp_path / "sent")
-    assert {"data/__init__.py", "cluster/mine.yaml", "cluster/cli.py"} <= set(sent)
+    assert {"data/__init__.py", "own/checkpoints/a.yaml", "cluster/mine.yaml", "cluster/cli.py"} <= set(sent)
     assert "data/train.arrow" not in sent
 
 
