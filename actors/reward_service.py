@@ -27,6 +27,7 @@ from uniapl.records import Score
 from uniapl.rewards import ScoreRequest, resolve
 from uniapl.rewards.cache import open_cache, require_redis
 from uniapl.rewards.scoring import Scorer
+from uniapl.runlog import RunError
 
 APPLICATION = "uniapl-reward"
 MAX_DISCRIMINATOR_THREADS = 4
@@ -96,7 +97,7 @@ def start_reward_service(config: Config, resources: dict[str, float] | None = No
 
     Raises:
         ConfigError: a reward, the discriminator or Redis that the configuration names is not there.
-        RuntimeError: no replica started within `cluster.start_timeout_s` seconds; says why.
+        RunError: no replica started within `cluster.start_timeout_s` seconds; says why.
     """
     _require_parts(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the terminal belongs to the run's own table
@@ -175,7 +176,8 @@ def _wait_until_running(timeout_s: float) -> None:
             message = _message(application)
             stop_reward_service()
             what = "failed to start" if status == ApplicationStatus.DEPLOY_FAILED else f"not up after {timeout_s:g} s"
-            raise RuntimeError(f"reward service {what}: {message}")
+            allowed = "one that starts within cluster.start_timeout_s; `uniapl doctor CONFIG` checks what it needs"
+            raise RunError(f"reward service {what}: {message}; allowed: {allowed}")
         time.sleep(0.1)
 
 
