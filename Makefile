@@ -8,7 +8,7 @@ RUN ?= local-$(shell date +%Y%m%d-%H%M%S)
 ARGS ?=
 export RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO ?= 0
 
-.PHONY: run test chaos soak lint format bench docs clean lock lock-gpu setup
+.PHONY: run test chaos soak lint format bench docs links clean lock lock-gpu setup
 
 run: $(STAMP) $(MODEL)/config.json
 	$(BIN)/uniapl train configs/local.yaml run.name=$(RUN) $(ARGS)
@@ -38,11 +38,14 @@ bench: $(STAMP) $(MODEL)/config.json
 	$(BIN)/python benchmarks/broadcast.py --rounds 30
 	$(BIN)/python benchmarks/overlap.py --steps 8
 
-# Broken links between pages are errors (not with --quiet, under which --strict counts nothing); links to other sites are not followed.
+# Broken links between pages are errors (not with --quiet, under which --strict counts nothing); those to other sites: make links.
 docs: $(STAMP) # the site, in build/docs
 	$(BIN)/python -m uniapl.config_reference docs/reference/config.md
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	@echo "site: build/docs/index.html"
+
+links: $(STAMP) # follows the pages' links to other sites; wants the web
+	$(BIN)/python docs/follow_links.py $(ARGS)
 
 clean:
 	rm -rf .venv models runs build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -31,6 +31,7 @@ from uniapl.records import Score
 from uniapl.rewards import ScoreRequest, require_rewards, resolve
 from uniapl.rewards.cache import open_cache, require_redis
 from uniapl.rewards.scoring import Scorer
+from uniapl.runlog import RunError
 
 MAX_DISCRIMINATOR_THREADS = 4
 """A batch of some 40 short texts gains nothing from more in a sentence encoder."""
@@ -103,7 +104,7 @@ def start_reward_service(config: Config, resources: dict[str, float] | None = No
 
     Raises:
         ConfigError: a reward, the discriminator or Redis that the configuration names is not there.
-        RuntimeError: no replica started within `cluster.start_timeout_s` seconds; says why.
+        RunError: no replica started within `cluster.start_timeout_s` seconds; says why.
     """
     _require_parts(config)
     logging.getLogger("ray.serve").setLevel(logging.WARNING)  # the terminal belongs to the run's own table
@@ -217,7 +218,8 @@ def _wait_until_running(timeout_s: float) -> None:
             message = _message(found)
             stop_reward_service()
             what = "failed to start" if status == ApplicationStatus.DEPLOY_FAILED else f"not up after {timeout_s:g} s"
-            raise RuntimeError(f"reward service {what}: {message}")
+            allowed = "one that starts within cluster.start_timeout_s; `uniapl doctor CONFIG` checks what it needs"
+            raise RunError(f"reward service {what}: {message}; allowed: {allowed}")
         time.sleep(0.1)
 
 

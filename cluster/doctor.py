@@ -32,8 +32,13 @@ class Finding:
 Check = Callable[[], Finding]
 
 
-def examine(config: Config | None) -> list[Finding]:
+WITH_CONFIG = "Redis, a Ray cluster, model, data and what a run takes are checked with a CONFIG: `uniapl doctor CONFIG`"
+
+
+def examine(config: Config | None, began: float | None = None) -> list[Finding]:
     """Run all checks, those of a configuration too where there is one; in the order of the table.
+
+    `LIMIT_S` counts from `began` on the monotonic clock, where the command began earlier.
 
     What imports something heavy runs in one thread after the other, since Python's imports wait for each other;
     checks that ask somebody else have a thread each.
@@ -50,7 +55,7 @@ def examine(config: Config | None) -> list[Finding]:
     found: dict[str, Finding] = {}
     groups = [quick, heavy, *({name: check} for name, check in asking.items())]
     threads = [threading.Thread(target=_run, args=(group, found), daemon=True) for group in groups]
-    deadline = time.monotonic() + LIMIT_S
+    deadline = (time.monotonic() if began is None else began) + LIMIT_S
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -73,8 +78,8 @@ def _silent(name: str) -> Finding:
     return Finding(name, "warning", f"no answer within {LIMIT_S:g} s", advice)
 
 
-def show(findings: list[Finding], seconds: float) -> None:
-    """A table, what to do next below what it is about, and one line that sums it up."""
+def show(findings: list[Finding], seconds: float, more: str = "") -> None:
+    """A table, what to do next below what it is about, one line that sums it up, and `more` below it."""
     console = Console()
     table = Table(box=None, header_style="dim", padding=(0, 2, 0, 0))
     for title in ("check", "", "found, and what to do next"):
@@ -84,6 +89,8 @@ def show(findings: list[Finding], seconds: float) -> None:
         table.add_row(finding.check, f"[{STYLES[finding.state]}]{finding.state}[/]", _plain(told))
     console.print(table)
     console.print(f"{_counts(findings)} in {seconds:.1f} s", highlight=False)
+    if more:
+        console.print(more, highlight=False, markup=False)
 
 
 def _plain(text: str) -> Any:

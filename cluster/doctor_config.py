@@ -10,6 +10,7 @@ import sys
 from cluster import checkpoints
 from cluster.doctor import Check, Finding
 from cluster.doctor_machine import GIB, shared_memory
+from cluster.doctor_ports import refused
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError
 from uniapl.data.errors import DataError
@@ -119,6 +120,8 @@ def redis(config: Config) -> Finding:
 def ray_cluster(config: Config) -> Finding:
     """Whether Ray answers at `cluster.address`, and what it has."""
     address = config.cluster.address
+    if why := refused(address):
+        return Finding("Ray cluster", "problem", f"{address}: {why}", _RAY_ADVICE)
     try:
         asked = subprocess.run(  # noqa: S603 (this program)
             [sys.executable, "-P", "-c", ASK_RAY, address], capture_output=True, text=True, timeout=RAY_S

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from packaging.requirements import Requirement
 
+from cluster import doctor_ports
 from cluster.checkpoints import PACKAGES
 from cluster.doctor import Check, Finding
 
@@ -29,7 +30,6 @@ FULL_DISK = 0.95
 """Ray spills no more objects to a disk that is as full as this."""
 FILES, LEAST_FILES = 65536, 4096
 PROCESSES = 4096
-SOCKETS = 64
 RESOLVE_S = 3.0
 LEFT_S = 60.0
 """Shared memory that nobody holds for so long is left from a process that was killed."""
@@ -47,7 +47,7 @@ def checks() -> dict[str, Check]:
         "limits": limits,
         "Python": python,
         "packages": packages,
-        "sockets": sockets,
+        **doctor_ports.checks(),
         "host name": host_name,
     }
 
@@ -208,24 +208,6 @@ def _pinned(lock: Path) -> dict[str, str]:
     if not lock.is_file():
         return {}
     return dict(re.findall(r"^([A-Za-z0-9_.-]+)(?:\[[^]]*\])?==(\S+)", lock.read_text(), re.MULTILINE))
-
-
-def sockets() -> Finding:
-    """Ports that a run takes on this machine: each of its processes listens on some of 127.0.0.1."""
-    low, high = (int(port) for port in Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
-    opened: list[socket.socket] = []
-    try:
-        for _ in range(SOCKETS):
-            opened.append(socket.create_server(("127.0.0.1", 0)))
-        with socket.create_connection(opened[0].getsockname(), timeout=RESOLVE_S):
-            pass
-    except OSError as error:
-        told = f"after {len(opened)} sockets on 127.0.0.1: {error.strerror or error}"
-        return Finding("sockets", "problem", told, "bring the interface lo up, and end programs that hold its ports")
-    finally:
-        for one in opened:
-            one.close()
-    return Finding("sockets", "ok", f"{SOCKETS} free ports on 127.0.0.1, connected; range {low} to {high}")
 
 
 def host_name() -> Finding:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.packed import PackedBatch
-from cluster import run_folder
+from cluster import checkpoints, run_folder
 from cluster.evaluation import BesideTraining
 from cluster.system import System
 from learner.nonfinite import NonFiniteError
@@ -38,13 +38,14 @@ def one_step(
 
     Raises:
         RunError: loss or gradient is not finite; the batch is in the folder's failed/ then. Or a weight cannot follow
-            what was measured; the batch is in batches/.
+            what was measured; the batch is in batches/. Or the queue gave the batch of another step.
     """
     began = time.monotonic()
     taken = system.next_batch()
     waited = time.monotonic() - began
     if taken.step != step:
-        raise RuntimeError(f"the queue gave the batch of step {taken.step}, expected was {step}")
+        wrong = f"step {step + 1}: the queue gave the batch of step {taken.step + 1}"
+        raise RunError(f"{wrong}; {checkpoints.kept(folder)}")
     batch = MixedBatch(step, [packed.group() for packed in taken.groups], taken.demonstrations)
 
     beside.begin(step)

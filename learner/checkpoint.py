@@ -13,7 +13,8 @@ from torch import nn
 from learner.export import write_folder
 from learner.reshard import load_resharded
 from learner.safe_load import SafeCheckpointEngine
-from learner.zero_files import saved_ranks
+from learner.zero_files import ALLOWED, saved_ranks
+from uniapl.runlog import RunError
 
 TAG = "zero"
 
@@ -34,19 +35,19 @@ def load_engine(engine: Any, folder: Path, tag: str = TAG, saved_by: int | None 
             (`learner.zero_files.needed`); None: all of it is there.
 
     Raises:
-        RuntimeError: there is nothing to load, or not all of it, or something that DeepSpeed did not write.
+        RunError: there is nothing to load, or not all of it, or something that DeepSpeed did not write.
     """
     present = (path.name for path in (folder / tag).glob("*"))
     ranks = saved_ranks(present, folder / tag) if saved_by is None else saved_by
     if ranks == 0:
-        raise RuntimeError(f"{folder / tag}: holds no ZeRO-3 state")
+        raise RunError(f"{folder / tag}: holds no ZeRO-3 state; {ALLOWED}")
     if ranks != dist.get_world_size():
         load_resharded(engine, folder / tag, ranks)
         return
     engine.checkpoint_engine = SafeCheckpointEngine(engine._config)
     path, _ = engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
     if path is None:
-        raise RuntimeError(f"{folder / tag}: DeepSpeed loaded nothing")
+        raise RunError(f"{folder / tag}: DeepSpeed loaded nothing; {ALLOWED}")
 
 
 def export_model(engine: Any, source: str, folder: Path, rank: int, card: str) -> None:

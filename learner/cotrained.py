@@ -112,7 +112,7 @@ class CotrainedDiscriminator:
         """The inverse of `save`, with any number of ranks; `saved_by`: see `learner.checkpoint.load_engine`.
 
         Raises:
-            RuntimeError: there is nothing to load.
+            RunError: there is nothing to load.
         """
         load_engine(self._engine, folder, TAG, saved_by)
 

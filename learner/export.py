@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from learner.reshard import SavedState
-from learner.zero_files import saved_ranks
+from learner.zero_files import ALLOWED, saved_ranks
 from uniapl.policy import PREFIX
+from uniapl.runlog import RunError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -58,15 +59,15 @@ def export_shards(
         told: called with parameters read and their number.
 
     Raises:
-        RuntimeError: there is no state, it is of another model, or holds something that DeepSpeed does not write.
+        RunError: there is no state, it is of another model, or holds something that DeepSpeed does not write.
     """
     if (ranks := saved_ranks((path.name for path in shards.glob("*")), shards)) == 0:
-        raise RuntimeError(f"{shards}: holds no ZeRO-3 state")
+        raise RunError(f"{shards}: holds no ZeRO-3 state; {ALLOWED}")
     saved = SavedState(shards, ranks)
     model = _without_weights(source).to(DTYPES[dtype])
     names = [name for name, _ in model.named_parameters()]
     if {PREFIX + name for name in names} != saved.places.keys():
-        raise RuntimeError(f"{shards}: holds other parameters than {source} has")
+        raise RunError(f"{shards}: holds other parameters than {source} has; {ALLOWED}")
     state = {}
     for number, name in enumerate(names, start=1):
         whole = saved.whole(PREFIX + name, "fp32").view(saved.places[PREFIX + name].shape)

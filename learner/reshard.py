@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from learner.safe_load import safe_load
-from learner.zero_files import MODEL_FILE, OPTIMIZER_FILE
+from learner.zero_files import ALLOWED, MODEL_FILE, OPTIMIZER_FILE
+from uniapl.runlog import RunError
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -79,13 +80,13 @@ def load_resharded(engine: Any, folder: Path, ranks: int) -> None:
         ranks: of the run that wrote it, from `learner.zero_files.saved_ranks`.
 
     Raises:
-        RuntimeError: the saved parameters are not this model's.
+        RunError: the saved parameters are not this model's.
     """
     optimizer, saved = engine.optimizer, SavedState(folder, ranks)
     optimizer.checkpoint_event_prologue()
     names = [[engine.param_names[p] for p in group] for group in optimizer.fp16_groups]
     if {name for group in names for name in group} != saved.places.keys():
-        raise RuntimeError(f"{folder}: holds other parameters than the model has")
+        raise RunError(f"{folder}: holds other parameters than the model has; {ALLOWED}")
     flats = [
         _shard(group, saved, flat) for group, flat in zip(names, optimizer.fp32_partitioned_groups_flat, strict=True)
     ]

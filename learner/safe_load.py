@@ -11,6 +11,9 @@ from deepspeed.runtime.checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import LossScaler
 from deepspeed.runtime.zero.config import ZeroStageEnum
 
+from learner.zero_files import ALLOWED
+from uniapl.runlog import RunError
+
 DEEPSPEEDS_OWN = [LossScaler, ZeroStageEnum]
 """What stands in the files beside tensors, numbers, texts and containers; both hold numbers alone."""
 
@@ -19,14 +22,14 @@ def safe_load(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -
     """What DeepSpeed saved in `path`.
 
     Raises:
-        RuntimeError: the file names anything else that would have to be called, or is no such file.
+        RunError: the file names anything else that would have to be called, or is no such file.
     """
     try:
         with torch.serialization.safe_globals(DEEPSPEEDS_OWN):
             return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())[:300]
-        raise RuntimeError(f"{path}: holds something that DeepSpeed does not write: {reason}") from None
+        raise RunError(f"{path}: holds something that DeepSpeed does not write: {reason}; {ALLOWED}") from None
 
 
 class SafeCheckpointEngine(TorchCheckpointEngine):

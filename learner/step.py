@@ -68,7 +68,7 @@ def train_step(
         where = f" in step {number + 1} of {steps} on the batch" if number else ""
         found.append(_measure(passes, sequences, config.learner, diagnosed, batch.step, where))
         if update:
-            _update(engine, learning_rate, batch.step, found[-1]["learner/grad_norm"])
+            _update(passes, sequences, learning_rate, batch.step, where)
         else:
             discard(engine)
     metrics = found[0] | {key: fmean(one[key] for one in found) for key in CLIPPED if key in found[0]}
@@ -99,12 +99,15 @@ def _measure(
     return metrics | {"learner/grad_norm": norm}
 
 
-def _update(engine: Any, learning_rate: float, step: int, norm: float) -> None:
+def _update(passes: Passes, sequences: list[TrainingSequence], learning_rate: float, step: int, where: str) -> None:
+    engine = passes.engine
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
     engine.step()
-    if not engine.was_step_applied():
-        raise RuntimeError(f"step {step}: DeepSpeed refused a gradient of norm {norm}")
+    if not engine.was_step_applied():  # on all ranks: they have agreed on it
+        discard(engine)
+        ids = of_all_ranks([s.id for s in sequences])
+        raise NonFiniteError(step, f"gradient that DeepSpeed refused{where}", ids, "samples of the batch")
 
 
 def all_sum(values: Tensor, device: str) -> Tensor:

@@ -6,8 +6,12 @@ import re
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
 
+from uniapl.runlog import RunError
+
 OPTIMIZER_FILE = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_optim_states\.pt")
 MODEL_FILE = "zero_pp_rank_0_mp_rank_00_model_states.pt"
+ALLOWED = "allowed: what this run wrote, with model.path as it was"
+"""For the messages of what cannot be loaded."""
 _RANKS_OWN = re.compile(r"(bf16_)?zero_pp_rank_(\d+)_mp_rank_00_(model|optim)_states\.pt")
 
 
@@ -15,11 +19,11 @@ def saved_ranks(names: Iterable[str], where: str | Path) -> int:
     """How many ranks wrote the files of these names; 0: none.
 
     Raises:
-        RuntimeError: the files of a rank between them are missing; `where` is for the message.
+        RunError: the files of a rank between them are missing; `where` is for the message.
     """
     found = sorted({int(m[2]) for name in names if (m := OPTIMIZER_FILE.fullmatch(name))})
     if found != list(range(len(found))):
-        raise RuntimeError(f"{where}: holds the state of ranks {found}; allowed: all from 0")
+        raise RunError(f"{where}: holds the state of ranks {found}; allowed: all from 0")
     return len(found)
 
 

@@ -22,6 +22,7 @@ def main(spec: dict[str, Any], out: Path, rank: int) -> None:
         "loss, with diagnostics": _failing(spec, rank, spec["model"], huge=1e40, diagnostics_every=1),
         "gradient": _failing(spec, rank, spec["steep"], huge=1e37, diagnostics_every=0),
         "weight": _failing(spec, rank, spec["poisoned"], huge=0.0, diagnostics_every=0),
+        "refused": _refused(spec, rank),
         "kl": _against_reference(spec, rank),
     }
     torch.save(found, out / f"found-{rank}.pt")
@@ -51,6 +52,21 @@ def _failing(spec: dict[str, Any], rank: int, model: str, huge: float, diagnosti
         found["afterwards"], found["without a past"] = ([step[key] for key in keys] for step in steps)
         found["same weights"] = torch.equal(full_weights(engine), full_weights(fresh))
     return found
+
+
+def _refused(spec: dict[str, Any], rank: int) -> str:
+    """What is told of a step that DeepSpeed did not make.
+
+    It says so by itself in float16 alone, which no run has: that it would is put in its mouth here.
+    """
+    c = config(spec["model"], WEIGHTED, row_tokens=spec["row_tokens"])
+    engine, _ = open_engine(c, spec["ranks"])
+    engine.was_step_applied = lambda: False
+    try:
+        _step(engine, c, batch(), rank)
+    except NonFiniteError as error:
+        return str(error)
+    return "the step was made"
 
 
 def _against_reference(spec: dict[str, Any], rank: int) -> list[dict[str, float]]:

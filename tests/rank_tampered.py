@@ -13,6 +13,7 @@ from helpers_zero import batch, config, full_weights, open_engine
 from learner.checkpoint import TAG, load_engine, save_engine
 from learner.step import train_step
 from uniapl.objective.controllers import Controllers
+from uniapl.runlog import RunError
 
 
 class Code:
@@ -53,6 +54,6 @@ def _tampered(engine: Any, out: Path, ranks: int, kind: str) -> tuple[str, bool]
         shutil.copy(path, path.with_name(path.name.replace("pp_rank_0", "pp_rank_1")))
     try:
         load_engine(engine, place)
-    except RuntimeError as error:
+    except RunError as error:
         return str(error), ran.exists()
     return "loaded", ran.exists()

@@ -4,14 +4,7 @@ from __future__ import annotations
 
 import csv
 import gzip
-import io
 import json
-import os
-import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +15,6 @@ from helpers_import import assistant, chats, contents, imported, rows_of, user, 
 from helpers_shards import word_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 
 from cluster.cli import main
 from cluster.commands.data import FORMATS
@@ -213,73 +205,6 @@ def test_a_heldout_prompt_is_in_no_training_row(tmp_path: Path) -> None:
     assert {r.id for r in rows_of(tmp_path / "again/train-*.arrow")} == set(places), "text alone decides, and makes ids"
 
 
-def test_a_terminal_shows_how_far_the_import_is(tmp_path: Path) -> None:
-    path = write_lines(tmp_path / "[red]a.jsonl", chats(600))
-    shown = io.StringIO()
-    imported(tmp_path / "out", path, console=Console(file=shown, force_terminal=True, color_system=None, width=100))
-    last = shown.getvalue().rpartition("importing [red]a.jsonl")[2]
-    assert re.search(r"━ +(8[5-9])% 512 rows 0:00:0\d", last), last
-
-
-KILLED = """
-import sys, time
-from pathlib import Path
-from uniapl.data.importing import ledger, shards
-def slow(function, name):
-    def called(self, *arguments):
-        made = function(self, *arguments)
-        if name(self) == sys.argv[1]:
-            print(sys.argv[1], flush=True)
-            time.sleep(60)
-        return made
-    return called
-shards.ShardFile.close = slow(shards.ShardFile.close, lambda file: file.path.name)
-ledger.Ledger.save = slow(ledger.Ledger.save, lambda ledger: f"source {ledger.source}")
-from cluster.cli import main
-sys.exit(main(sys.argv[2:]))
-"""
-
-
-@pytest.mark.parametrize("at", ["heldout.arrow", "comparisons-00001.arrow", "source 2"])
-def test_after_kill_9_the_same_command_goes_on_and_makes_the_same_bytes(tmp_path: Path, at: str) -> None:
-    """Killed where it is worst: a file has its name and is not yet in the ledger; all are, and there is no manifest."""
-    bad: list[Any] = [b"{"]
-    pairs = [{"prompt": f"p{i // 2}", "chosen": f"a{i}", "rejected": "b"} for i in range(50)]
-    inputs = [
-        write_lines(tmp_path / "a.jsonl", [*pairs, *bad]),
-        write_lines(tmp_path / "b.jsonl", [*bad, *pairs[:20], *bad]),
-    ]
-    arguments = [
-        "data",
-        "import",
-        *map(str, inputs),
-        "--on-bad-row",
-        "skip",
-        "--heldout",
-        "3",
-        "--rows-per-shard",
-        "20",
-    ]
-    undisturbed, out = tmp_path / "undisturbed", tmp_path / "out"
-    assert main([*arguments, "--out", str(undisturbed)]) == 0
-    child = subprocess.Popen(
-        [sys.executable, "-c", KILLED, at, *arguments, "--out", str(out)],
-        stdout=subprocess.PIPE,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    assert child.stdout is not None
-    assert child.stdout.readline().decode().strip() == at
-    child.send_signal(signal.SIGKILL)
-    child.wait()
-    assert not (out / "manifest.json").exists()
-    kept = out / "train-00000.arrow"
-    before = kept.stat().st_mtime_ns if kept.exists() else None
-    time.sleep(0.01)
-    assert main([*arguments, "--out", str(out)]) == 0
-    assert contents(out) == contents(undisturbed)
-    assert before is None or kept.stat().st_mtime_ns == before, "a finished shard is kept, not written again"
-
-
 def test_a_finished_import_is_left_alone_and_another_one_refused(tmp_path: Path) -> None:
     path, out = write_lines(tmp_path / "a.jsonl", chats(30)), tmp_path / "out"
     imported(out, path, rows_per_shard=20)
@@ -304,36 +229,6 @@ def test_a_finished_import_is_left_alone_and_another_one_refused(tmp_path: Path)
         (tmp_path / "other").mkdir()
         (tmp_path / "other/x.arrow").touch()
         imported(tmp_path / "other", path)
-
-
-MEMORY = """
-import resource, sys
-from cluster.cli import main
-for path in sys.argv[1:]:
-    assert main(["data", "import", path, "--out", path + ".out", "--heldout", "20"]) == 0
-    print("MiB", resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
-"""
-
-
-def test_memory_does_not_grow_with_the_data(tmp_path: Path) -> None:
-    """Peak memory after importing 1.5 MiB of each kind, then 15 MiB of each: all in one row group, or one array."""
-    paths = []
-    for size in (300, 3000):
-        rows = [{"prompt": f"{i} ", "response": f"{i:05}" * 1000} for i in range(size)]
-        paths += [tmp_path / f"{size}.{ending}" for ending in ("jsonl", "json", "parquet")]
-        write_lines(paths[-3], rows)
-        paths[-2].write_text(json.dumps(rows))
-        pq.write_table(pa.Table.from_pylist(rows), paths[-1], row_group_size=size, compression="none")
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, paths)],
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    peaks = [int(line.split()[1]) for line in done.stdout.splitlines() if line.startswith("MiB")]
-    assert len(peaks) == 6
-    assert peaks[-1] - peaks[2] < 10, f"MiB: {peaks}"
 
 
 def test_a_hugging_face_data_set_from_its_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

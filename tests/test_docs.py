@@ -6,9 +6,12 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import partial
 from html.parser import HTMLParser
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
 
 import markdown
 import pytest
@@ -72,6 +75,32 @@ def test_broken_links_are_found(pages):
     assert broken(PAGES[0], "docs/nothing.md", pages) == "no such file"
     assert broken(PAGES[0], "docs/method.md#nothing", pages) == "no such heading"
     assert broken(PAGES[0], "docs/method.md#formula", pages) is None
+
+
+def test_links_to_other_sites_are_followed_to_an_answer(capsys, monkeypatch):
+    """`make links`; a server here takes the place of the sites, a port without one that of a site that is not there."""
+    sys.path.insert(0, str(ROOT / "docs"))
+    import follow_links
+
+    known = {link for path in PAGES for link in re.findall(r"https://github.com/[\w./-]+", path.read_text("utf-8"))}
+    assert len(known) > 40 and known <= follow_links.outside_links().keys()
+    handler = partial(SimpleHTTPRequestHandler, directory=ROOT / "docs")
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as gone,
+    ):
+        Thread(target=server.serve_forever, daemon=True).start()
+        here, nobody = (f"http://127.0.0.1:{s.server_port}" for s in (server, gone))
+        gone.server_close()
+        said = {}
+        for links in ([f"{here}/faq.md"], [f"{here}/faq.md", f"{here}/no.md"], [f"{nobody}/faq.md"]):
+            monkeypatch.setattr(follow_links, "outside_links", lambda links=links: dict.fromkeys(links, "page"))
+            status = follow_links.main([])
+            said[status] = capsys.readouterr().out
+        server.shutdown()
+    assert said[0] == "1 links: 1 lead somewhere, 0 are gone, 0 gave no answer\n"
+    assert said[1].startswith(f"page: {here}/no.md: 404\n")
+    assert "Connection refused" in said[2]
 
 
 def test_every_key_says_something():

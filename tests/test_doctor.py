@@ -8,16 +8,20 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+import subprocess
+import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 from helpers_redis import Server, free_port
 from helpers_toy import toy_config
 
-from cluster import doctor, doctor_config, doctor_machine, doctor_torch
+from cluster import doctor, doctor_config, doctor_machine, doctor_ports, doctor_torch
 from cluster.cli import main
 from cluster.doctor import Finding, examine
 from uniapl.config import load_config
@@ -34,19 +38,18 @@ def file(path: Path, text: str) -> Path:
     return path
 
 
-def test_this_machine_and_a_configuration_within_20_seconds(
-    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_this_machine_and_a_configuration_within_20_seconds(tmp_path: Path, tiny: Path) -> None:
+    """The command as a user runs it, from its start to its end."""
     config = toy_config(tmp_path, tiny, rollout={"kv_cache_gib": 0.1})
-    monkeypatch.chdir(tmp_path)
     missing = f"redis://127.0.0.1:{free_port()}/0"
+    command = [Path(sys.executable).parent / "uniapl", "doctor", config, f"reward.redis_url={missing}", "--json"]
     began = time.monotonic()
-    status = main(["doctor", str(config), f"reward.redis_url={missing}", "--json"])
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert time.monotonic() - began < 20
-    told = json.loads(capsys.readouterr().out)
+    told, status = json.loads(done.stdout), done.returncode
     found = {check["check"]: check for check in told["checks"]}
-    machine = ["processor", "memory", "shared memory", "disk", "limits", "Python", "packages", "sockets", "host name"]
-    assert list(found) == [*machine, "run.folder", "GPU", "NCCL", "gloo", "plan", "inputs", "Redis"]
+    machine = ["processor", "memory", "shared memory", "disk", "limits", "Python", "packages", "sockets", "Ray ports"]
+    assert list(found) == [*machine, "host name", "run.folder", "GPU", "NCCL", "gloo", "plan", "inputs", "Redis"]
     assert found["Redis"]["state"] == found["inputs"]["state"] == "problem"
     assert "reward.redis_url" in found["Redis"]["found"]
     fine = {name for name, check in found.items() if check["state"] == "ok"}
@@ -130,6 +133,35 @@ def test_versions_against_the_lock_and_what_the_package_needs(tmp_path: Path, mo
     assert found.found == "deepspeed 0.19.8 (needed: ==0.1); no-such-package is missing (needed: >=2)"
 
 
+def test_the_ports_of_a_ray_head_are_free_rays_or_another_programs() -> None:
+    """A program named as Ray's is takes the place of one: who it is, is read from its command line."""
+    free = free_port()
+    listening = "import socket; s = socket.create_server(('127.0.0.1', 0)); print(s.getsockname()[1], flush=True); "
+    programs = [
+        subprocess.Popen([sys.executable, "-c", listening + "input()", name], stdin=PIPE, stdout=PIPE, text=True)
+        for name in ("other", "/x/ray/core/src/ray/gcs/gcs_server")
+    ]
+    try:
+        others, rays = (int(p.stdout.readline()) for p in programs if p.stdout)
+        found = doctor_ports.ray_ports({free: "--a", others: "--b", rays: "--c"})
+        who = f"{Path(sys.executable).name} ({programs[0].pid})"
+        told = f"{free} free, {others} in use by {who}, {rays} in use by Ray; a head here wants another --b"
+        assert (found.state, found.found) == ("ok", told)
+    finally:
+        for program in programs:
+            program.communicate("\n")
+    assert list(doctor_ports.HEAD_PORTS) == [6379, 8265, 10001]
+
+
+def test_without_a_configuration_it_says_what_is_not_checked(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(doctor_machine, "checks", dict)
+    monkeypatch.setattr(doctor_torch, "checks", dict)
+    assert main(["doctor"]) == 0
+    assert " ".join(capsys.readouterr().out.split()).endswith("0 s " + doctor.WITH_CONFIG)
+
+
 def test_an_interface_for_gloo_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth77")
     found = doctor_machine.host_name()
@@ -150,8 +182,11 @@ def test_what_a_configuration_names(tmp_path: Path, tiny: Path, monkeypatch: pyt
     found = doctor_config.run_folder(load_config(path))
     assert (found.state, found.advice) == ("problem", "make room, or set run.folder to a larger disk")
     gone = load_config(path, [f"cluster.address=127.0.0.1:{free_port()}"])
-    monkeypatch.setattr(doctor_config, "RAY_S", 0.5)
-    assert doctor_config.asking_checks(gone)["Ray cluster"]().found.endswith("no answer within 0.5 s")
+    assert doctor_config.asking_checks(gone)["Ray cluster"]().found.endswith(": Connection refused")
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        silent = load_config(path, [f"cluster.address=127.0.0.1:{mute.getsockname()[1]}"])
+        monkeypatch.setattr(doctor_config, "RAY_S", 0.5)
+        assert doctor_config.asking_checks(silent)["Ray cluster"]().found.endswith("no answer within 0.5 s")
     assert doctor_config.inputs(load_config(path, ["data.train=[none.arrow]"])).state == "problem"
 
 

@@ -21,7 +21,7 @@ from ray.exceptions import ObjectStoreFullError, RayTaskError
 
 from cluster.checkpoints import save_checkpoint
 from cluster.failures import told_in_one_line
-from cluster.step import _follow
+from cluster.step import _follow, one_step
 from cluster.system import System
 from uniapl.config import ObjectiveConfig
 from uniapl.config_errors import ConfigError
@@ -108,6 +108,15 @@ def test_a_queue_that_does_not_run_is_told_after_the_time_of_a_step(parts: Any, 
     system = SimpleNamespace(config=SimpleNamespace(cluster=SimpleNamespace(step_timeout_s=0.2)))
     late = told(queue, [alive], tmp_path, lambda: System.answer(system, queue.hang.remote()))  # type: ignore[arg-type]
     assert late.startswith("TimeoutError: the queue gave no answer within 0.2 s (cluster.step_timeout_s); there is no")
+
+
+def test_a_batch_of_another_step_is_one_line_that_says_where_the_run_goes_on(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, 4, 1, lambda place: None)
+    system: Any = SimpleNamespace(next_batch=lambda: SimpleNamespace(step=6))
+    nothing: Any = None
+    with pytest.raises(RunError) as error:
+        one_step(system, nothing, tmp_path, 4, nothing)
+    assert str(error.value) == "step 5: the queue gave the batch of step 7; --resume goes on from step-00004"
 
 
 def test_a_weight_that_cannot_follow_is_one_line_that_names_the_batch() -> None:

@@ -65,6 +65,13 @@ def test_a_poisoned_weight_names_every_sample_up_to_eight(found: dict[str, Any])
     assert found["weight"]["line"].count(",") == 7
 
 
+def test_a_gradient_that_deepspeed_refuses_is_told_like_one_that_is_not_finite(found: dict[str, Any]) -> None:
+    """The driver keeps the batch of either, and says how to make the step again."""
+    start = "the gradient that DeepSpeed refused is not finite; samples of the batch: "
+    assert found["refused"].startswith(start)
+    assert found["refused"].endswith(" and 9 more")
+
+
 @pytest.mark.parametrize("case", ["loss", "loss, with diagnostics", "gradient", "weight"])
 def test_no_weight_has_changed(found: dict[str, Any], case: str) -> None:
     assert found[case]["unchanged"]

@@ -11,6 +11,7 @@ import torch
 from helpers_zero import run_ranks
 
 from learner.zero_files import needed, saved_ranks
+from uniapl.runlog import RunError
 
 WORLDS = (2, 1, 3, 2)
 """A third of most parameters is no whole number: the last rank's shard ends in padding."""
@@ -64,5 +65,5 @@ def test_training_goes_on_and_a_counter_is_each_parameters_own(runs: list[dict[s
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:
     assert saved_ranks(["queue.json"], tmp_path) == 0
     names = [f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt" for rank in (2, 0)]
-    with pytest.raises(RuntimeError, match=r"holds the state of ranks \[0, 2\]; allowed: all from 0"):
+    with pytest.raises(RunError, match=r"holds the state of ranks \[0, 2\]; allowed: all from 0"):
         saved_ranks(names, tmp_path)

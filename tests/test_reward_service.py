@@ -28,6 +28,7 @@ from uniapl.config_errors import ConfigError
 from uniapl.discriminators import open_discriminator
 from uniapl.records import Score
 from uniapl.rewards import ScoreRequest
+from uniapl.runlog import RunError
 
 NO_COMMA = {"instructions": [{"id": "punctuation:no_comma", "kwargs": {}}]}
 EXPERT = "The river runs to the sea."
@@ -287,10 +288,11 @@ def test_a_replica_that_cannot_start_is_an_error_that_says_why_and_leaves_nothin
     module = types.ModuleType("only_here")
     module.reward = lambda prompt, response: 1.0
     monkeypatch.setitem(sys.modules, "only_here", module)
-    with pytest.raises(RuntimeError) as error:
+    with pytest.raises(RunError) as error:
         start_reward_service(make_config({"functions": [{"name": "only_here:reward"}]}))
     line = str(error.value)
     assert line.startswith("reward service failed to start: ") and "\n" not in line
     assert "reward.functions.0.name: got 'only_here:reward'; cannot import only_here: ModuleNotFoundError" in line
+    assert line.endswith("`uniapl doctor CONFIG` checks what it needs")
     assert serve.status().applications == {}
     stop_reward_service()

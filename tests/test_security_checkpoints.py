@@ -11,6 +11,7 @@ from helpers_zero import run_ranks
 from rank_tampered import Code
 
 from learner.safe_load import safe_load
+from uniapl.runlog import RunError
 
 
 @pytest.fixture(scope="module")
@@ -29,12 +30,13 @@ def test_what_deepspeed_writes_is_loaded_and_written_again(found: dict[str, Any]
 def test_code_in_a_checkpoint_is_refused_and_not_run(found: dict[str, Any], ranks: int, kind: str) -> None:
     said, ran = found[f"{ranks} {kind}"]
     assert f"{kind}_states.pt: holds something that DeepSpeed does not write: " in said
+    assert said.endswith("; allowed: what this run wrote, with model.path as it was")
     assert not ran
 
 
 def test_the_code_would_run_when_loaded_otherwise(tmp_path: Path) -> None:
     torch.save({"note": Code(tmp_path / "ran")}, tmp_path / "file.pt")
-    with pytest.raises(RuntimeError, match=r"file\.pt: holds something"):
+    with pytest.raises(RunError, match=r"file\.pt: holds something"):
         safe_load(tmp_path / "file.pt")
     assert not (tmp_path / "ran").exists()
     torch.load(tmp_path / "file.pt", weights_only=False)

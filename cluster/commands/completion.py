@@ -23,4 +23,5 @@ def add(commands: Any) -> None:
 def run(arguments: Namespace) -> None:
     import argcomplete
 
-    print(argcomplete.shellcode(["uniapl"], shell=arguments.shell))
+    # A key's next level goes on in the same word: no space after the dot either.
+    print(argcomplete.shellcode(["uniapl"], shell=arguments.shell).replace("[=/:]", "[=/:.]"))

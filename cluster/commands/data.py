@@ -75,6 +75,8 @@ def _add_inspect(parts: Any) -> None:
 
 
 def run_import(arguments: Namespace) -> int:
+    import sys
+
     from uniapl.config_errors import ConfigError
     from uniapl.data.importing.job import run_import as run
     from uniapl.data.importing.records import Request
@@ -93,7 +95,7 @@ def run_import(arguments: Namespace) -> int:
         with Bar() as bar:
             ledger = run(request, bar, a.overwrite)
     except KeyboardInterrupt:
-        print("stopped by Ctrl-C; the same command goes on where it was")
+        print("stopped by Ctrl-C; the same command goes on where it was", file=sys.stderr)
         return 130
     print(as_json(ledger, a.out) if a.json else summary(ledger, a.out))
     return 0

@@ -25,16 +25,17 @@ def run(arguments: Namespace) -> int:
     import sys
     import time
 
-    from cluster.doctor import as_json, examine, show
+    began = time.monotonic()
+    from cluster.doctor import WITH_CONFIG, as_json, examine, show
     from uniapl.config import load_config
 
-    a, began = arguments, time.monotonic()
+    a = arguments
     config = load_config(a.config, a.overrides, a.method) if a.config else None
-    findings = examine(config)
+    findings = examine(config, began)
     if a.json:
         print(json.dumps(as_json(findings, time.monotonic() - began), indent=1))
     else:
-        show(findings, time.monotonic() - began)
+        show(findings, time.monotonic() - began, "" if config else WITH_CONFIG)
     sys.stdout.flush()
     status = int(any(f.state == "problem" for f in findings))
     if any(f.found.startswith("no answer within") for f in findings):

@@ -21,7 +21,7 @@ class Bar:
             TextColumn("{task.description}", markup=False),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[rows]:,} rows"),
+            TextColumn("{task.fields[rows]}"),
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self.console,
@@ -41,11 +41,12 @@ class Bar:
         """Begin anew; `total` in the unit of `at`, None: not known."""
         if self._task is not None:
             self._progress.remove_task(self._task)
-        self._task = self._progress.add_task(title, total=total, rows=0)
+        self._task = self._progress.add_task(title, total=total, rows="")
 
-    def at(self, done: int, rows: int) -> None:
+    def at(self, done: int, rows: int | None = None) -> None:
+        """So much is done; in `rows` rows, where they are counted."""
         if self._task is not None:
-            self._progress.update(self._task, completed=done, rows=rows)
+            self._progress.update(self._task, completed=done, rows="" if rows is None else f"{rows:,} rows")
 
     def say(self, line: str) -> None:
         """A line that stays."""

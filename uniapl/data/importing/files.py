@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,8 @@ LOOKED_AT = 100
 """Rows of a JSON file whose columns together tell its format: not every row has all of them."""
 _BATCH = 256
 """Rows of a Parquet file that are decoded at a time."""
+_HASHED = 1 << 20
+"""Bytes of a file that are read at a time for its SHA-256."""
 _DAMAGED = (OSError, EOFError, zlib.error, pa.ArrowException, csv.Error)
 
 
@@ -44,11 +46,15 @@ class FileSource:
         self.size: int | None = os.path.getsize(path)
         self.columns = self._columns()
 
-    def identity(self) -> dict[str, Any]:
-        """Name, bytes and SHA-256."""
+    def identity(self, told: Callable[[int], None]) -> dict[str, Any]:
+        """Name, bytes and SHA-256; `told` is called with the bytes that were read so far."""
+        digest, read = hashlib.sha256(), 0
         with self._path.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"name": self.name, "bytes": os.path.getsize(self._path), "sha256": digest}
+            while part := file.read(_HASHED):
+                digest.update(part)
+                read += len(part)
+                told(read)
+        return {"name": self.name, "bytes": os.path.getsize(self._path), "sha256": digest.hexdigest()}
 
     def rows(self, start: int, columns: list[str]) -> Iterator[Record]:
         """The rows from number `start` on."""

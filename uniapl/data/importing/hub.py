@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +44,8 @@ class HubSource:
         known = getattr(self._data, "info", None) and (self._data.info.splits or {}).get(split)
         self.size: int | None = known.num_examples if known else None
 
-    def identity(self) -> dict[str, Any]:
-        """Name and what the library knows of its version."""
+    def identity(self, told: Callable[[int], None]) -> dict[str, Any]:
+        """Name and what the library knows of its version: nothing is read for it."""
         return {"name": self.name, "version": self._version}
 
     def rows(self, start: int, columns: list[str]) -> Iterator[Record]:

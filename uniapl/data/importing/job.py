@@ -60,8 +60,8 @@ class _Import:
     def run(self) -> Ledger:
         inputs = []
         for source, form in self._sources:
-            self._bar.stage(f"checking {source.name}", None)
-            inputs.append(source.identity() | {"format": form.name})
+            self._bar.stage(f"checking {source.name}", source.size)
+            inputs.append(source.identity(self._bar.at) | {"format": form.name})
         self._ledger = open_ledger(self._request, inputs)
         if self._ledger.finished:
             self._bar.say(f"{self._request.out}: this import is finished already; nothing to do")

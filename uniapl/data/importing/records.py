@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -33,8 +33,12 @@ class Source(Protocol):
     size: int | None
     """Bytes, for a Hugging Face data set rows; None: not known beforehand."""
 
-    def identity(self) -> dict[str, Any]:
-        """What tells whether the source is still the same: for a file its name, bytes and SHA-256."""
+    def identity(self, told: Callable[[int], None]) -> dict[str, Any]:
+        """What tells whether the source is still the same: for a file its name, bytes and SHA-256.
+
+        Args:
+            told: called with the bytes that were read so far.
+        """
 
     def rows(self, start: int, columns: list[str]) -> Iterator[Record]:
         """The rows from number `start` on; of the columns, a source may leave out those not in `columns`."""
