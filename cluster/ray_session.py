@@ -15,7 +15,7 @@ from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined] 
 from ray.job_config import JobConfig
 
 from cluster.autoscaler import autoscaler_limit, open_site
-from cluster.debug import keep_logs
+from cluster.debug import keep_logs, of_workers
 from cluster.job import in_job
 from cluster.placement import Site, logical_cpus
 from cluster.room import check_room, needs
@@ -72,7 +72,9 @@ def own_ray(config: Config) -> bool:
 
 @contextmanager
 def _connected(address: str, logs: Path | None, **options: Any) -> Iterator[None]:
-    """Args: logs: where what the parts print is kept, and shown meanwhile; None: neither."""
+    """Args: logs: where what the parts print is kept, and shown meanwhile; None: neither, as they are not debugged."""
+    if logs is not None:
+        options["runtime_env"] = of_workers()
     try:
         ray.init(address=address, log_to_driver=logs is not None, logging_level="error", **options)
     except ConnectionError as error:

@@ -1,13 +1,18 @@
-"""`uniapl replay` in a process forked from one that has imported torch and DeepSpeed: their imports take seconds."""
+"""`uniapl replay` as it is typed, and, as the imports of torch and DeepSpeed take seconds, in a process forked from one
+that has them."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+from helpers_cli import environment
 from helpers_zero import rank_processes
 
 LIMIT_S = 120
@@ -22,6 +27,16 @@ def uniapl_replay(run: Path, *arguments: str, typed: str = "") -> tuple[int, str
     process.kill()
     assert process.exitcode is not None, (run / "replay.log").read_text()[-3000:]
     return process.exitcode, out.read_text()
+
+
+def replayed(run: Path, step: int) -> dict[str, Any]:
+    """What `uniapl replay --json` says of a step to a program: its standard output, and nothing else is there."""
+    command = [sys.executable, "-m", "cluster.cli", "replay", str(run), str(step), "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment(), timeout=LIMIT_S)
+    assert done.stdout, done.stderr[-3000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert done.returncode == (0 if found["reproduced"] else 1)
+    return found
 
 
 def _main(run: Path, out: Path, arguments: tuple[str, ...], typed: str) -> None:

@@ -15,6 +15,7 @@ from cluster.cli import main
 from uniapl.config import load_config
 from uniapl.data.comparisons import ComparisonReader
 from uniapl.data.errors import DataError
+from uniapl.data.importing.summary import summary
 
 SYSTEM = {"role": "system", "content": "be kind"}
 TALK = [user("one"), assistant("two"), user("three")]
@@ -188,6 +189,9 @@ def test_a_preference_pair_is_a_demonstration_and_a_comparison(tmp_path: Path, c
     [pair] = ComparisonReader([tmp_path / "out/comparisons-*.arrow"])
     assert (pair.id, pair.messages, pair.chosen, pair.rejected) == (found.id, found.messages, "four", "no")
     assert ledger.counts.pairs == 1
+    *_, train, compared = summary(ledger, tmp_path / "out").splitlines()
+    assert train == f'data.train=["{tmp_path}/out/train-*.arrow"]'
+    assert compared == f'objective.adversarial.cotrained.comparisons=["{tmp_path}/out/comparisons-*.arrow"]'
 
 
 def test_a_transcript_keeps_its_turns(tmp_path: Path) -> None:

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import shutil
-import signal
-import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -19,14 +16,12 @@ import pyarrow as pa
 import pytest
 import torch
 from helpers_cli import (
-    ROOT,
     assert_memory_freed,
     batch_rows,
     environment,
     killed,
     session_members,
     shared_memory,
-    signalled,
     start,
     train,
 )
@@ -321,82 +316,3 @@ def hf_logprobs(folder: Path, pairs: list[tuple[list[int], list[int]]]) -> list[
             logits = model(torch.tensor([prompt + response])).logits[0, len(prompt) - 1 : -1]
         found += logits.log_softmax(-1)[range(len(response)), response].tolist()
     return found
-
-
-def test_sft_until_sigterm_then_grpo_until_a_loss_that_is_not_finite(folder: Path, tiny: Path) -> None:
-    """SFT starts no engine, and SIGTERM saves its step under way; the run goes on with a method that does two steps of
-    demonstrations alone and then rollouts alone, by a hard switch, until a loss ends it before the step."""
-    config = toy_config(
-        folder / "two",
-        tiny,
-        run={"name": "two", "steps": 200, "checkpoint_every": 100, "grace_seconds": 60},
-        reward={"functions": [{"name": "helpers_toy:many_e_or_too_much"}]},
-        rollout={"colocate": True},
-        queue={"on_equal_rewards": "resample", "max_resamples": 1},
-        evaluation={"prompts": 0},
-    )
-    methods, place = ROOT / "configs" / "methods", folder / "two" / "runs" / "two"
-    attached: list[str] = []
-
-    def attach(line: str) -> None:
-        """As `ray debug` does, which looks the port up in Ray's store."""
-        if found := re.search(r"RemotePdb session open at localhost:(\d+)", line):
-            with socket.create_connection(("localhost", int(found[1])), timeout=30) as pdb:
-                pdb.sendall(b"p number, sorted(weights)\nc\n")
-                attached.append(b"".join(iter(lambda: pdb.recv(4096), b"")).decode())
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "breaks"))
-        status, output = signalled(
-            *(config, "step 3/", signal.SIGTERM, "-m", str(methods / "sft.yaml"), "--debug"), within_s=60, told=attach
-        )
-    assert status == 0
-    assert "(0, ['adversarial', 'demonstration', 'kl', 'preference'])" in attached[0], "stopped in the learner"
-    assert re.search(
-        r"debug: a breakpoint\(\) waits for `RAY_DEBUG=legacy .*ray debug --address 127\.0\.0\.1:\d+`", output
-    )
-    assert len(list((place / "logs").glob("LearnerRank-*.err"))) == 1
-    assert "no rollout engine" in output
-    [saved] = (place / "checkpoints").iterdir()
-    assert output.rstrip().endswith(f"ended by SIGTERM; --resume goes on from {saved.name}")
-    first = int(saved.name.removeprefix("step-"))
-    assert [m["step"] for m in read_metrics(place)] == list(range(1, first + 1)), "with the step under way"
-    assert 3 <= first < 100
-
-    switch = first + 2
-    changes = [f"objective.demonstration.weight.steps={switch}", "objective.preference.advantage_std=false"]
-    process = start(config, "-m", str(methods / "sft_then_grpo.yaml"), *changes, "--resume")
-    output, _ = process.communicate(timeout=540)
-    assert process.returncode == 2, output[-4000:]
-    assert "Traceback" not in output
-    metrics, kinds = read_metrics(place), [{row["kind"] for row in batch} for batch in batch_rows(place)]
-    made = len(metrics)
-    assert made > switch
-    assert [m["step"] for m in metrics] == list(range(1, made + 1))
-    assert kinds == [{"demonstration"}] * switch + [{"sample"}] * (made - switch)
-    assert [m.get("weight/demonstration") for m in metrics] == [1.0] * switch + [0.0] * (made - switch)
-    assert [m.get("weight/preference", 0.0) for m in metrics] == [0.0] * switch + [1.0] * (made - switch)
-    assert metrics[switch - 1]["expert/nll"] < metrics[0]["expert/nll"]
-    assert not any(key.startswith(("reward/", "loss/preference")) for m in metrics[:switch] for key in m)
-    assert metrics[-1]["queue/kept_equal"] <= metrics[-1]["queue/resampled"], "kept only after the one resampling"
-    _ends_as_not_finite(place, made, output)
-
-
-def _ends_as_not_finite(place: Path, made: int, output: str) -> None:
-    failed = place / "failed" / f"step-{made:05d}.arrow"
-    line = output.rstrip().splitlines()[-1]
-    assert re.fullmatch(
-        rf"step {made + 1}: the loss is not finite; samples: toy-7/\d(, toy-7/\d)*; the batch is in {failed}; "
-        rf"`uniapl replay {place} {made + 1}` makes the step again",
-        line,
-    )
-    status, out = uniapl_replay(place, str(made + 1), "--pdb", typed="p last.batch.step, len(last.batch.groups)\nc\n")
-    assert status == 0
-    assert f"({made}, 8)" in out, "the debugger stood before the step"
-    assert re.search(r"^  toy-7/0  reward \d.*e\+", out, re.MULTILINE)
-    assert out.rstrip().endswith(f"step {made + 1}: not finite, as in the run")
-    rows = pa.ipc.open_file(failed).read_all().to_pylist()
-    rewards = [row["reward"] for row in rows if row["prompt_id"] == "toy-7" and row["kind"] == "sample"]
-    assert len(rewards) == 4
-    assert max(rewards) > 1e40
-    assert "<svg" in (place / "report.html").read_text()

@@ -86,7 +86,7 @@ def test_the_task_is_scored_by_its_own_reward_and_discriminator_and_reported(con
     assert "animals:no_repeats" in text and wrong in text and str(expert) in text
 
 
-@pytest.mark.chaos  # for its minute alone: make test has none to spare
+@pytest.mark.chaos  # for its minute alone: in `make test` test_resume_async.py trains with the three parts
 @pytest.mark.timeout(300)
 def test_the_task_is_trained_on(config: Config, tmp_path: Path) -> None:
     """One step by the command, from the example's folder, with its configuration made small."""

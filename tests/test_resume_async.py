@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import signal
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 from helpers_batches import assert_demonstrations_in_order
-from helpers_cli import batch_rows, killed, signalled
-from helpers_toy import toy_config
+from helpers_cli import ROOT, batch_rows, killed, signalled
+from helpers_replay import replayed
+from helpers_toy import toy_config, write_shard
 from killed_train import UNDER_WAY
 from slow_checkpoints import FILE, MORE_GROUPS
 
@@ -25,31 +29,61 @@ from uniapl.runlog import read_metrics
 pytestmark = pytest.mark.timeout(1200)  # the fixture is two whole runs
 STALENESS, EVERY, GROUPS, DEMONSTRATIONS = 2, 3, 8, 4
 ROWS = 64
-"""In the toy shards."""
+"""In the shards."""
 
 
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Any]:
     """The run's folder, and what was seen of each of its two lives."""
     folder = tmp_path_factory.mktemp("resume-async")
+    site = install_example(folder)
     config = toy_config(
         folder,
         tiny,
         run={"name": "toy", "steps": 200, "checkpoint_every": EVERY},
         rollout={"actors": 1, "groups_in_flight": 2},
-        reward={"functions": [{"name": "helpers_toy:many_e_faulty"}]},
         queue={"groups_per_step": GROUPS, "demonstrations_per_step": DEMONSTRATIONS, "max_staleness": STALENESS},
-        objective={"adversarial": {"weight": 0.1, "discriminator": "embedding"}},
+        # The second one weighs nothing: it makes the reward wait (slow_checkpoints.py).
+        reward={
+            "functions": [
+                {"name": "my_task.reward:animal_list"},
+                {"name": "helpers_toy:many_e_faulty", "weight": 0.0},
+            ]
+        },
+        objective={"adversarial": {"weight": 0.1, "discriminator": "my_task.discriminator:WordOverlap"}},
         learner={"ranks": 2},
         evaluation={"prompts": 0},
     )
     run = folder / "runs" / "toy"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOY_SLOW", str(folder / "switch"))
-        return lives(config, run)
+        patch.setenv("PYTHONPATH", str(site))
+        patch.syspath_prepend(site)
+        write_example(folder)
+        return {"run": run, "config": config} | both_lives(config, run)
 
 
-def lives(config: Path, run: Path) -> dict[str, Any]:
+def install_example(folder: Path) -> Path:
+    """The package of examples/own_task as pip installs it; where that is."""
+    source, site = folder / "own_task", folder / "site"
+    shutil.copytree(ROOT / "examples" / "own_task", source)  # setuptools builds beside the code
+    here = ("--no-index", "--no-deps", "--no-build-isolation", "--quiet", "--target", str(site))
+    subprocess.run([sys.executable, "-m", "pip", "install", *here, str(source)], check=True, timeout=120)
+    shutil.rmtree(source)
+    return site
+
+
+def write_example(folder: Path) -> None:
+    """The example's prompts in the place of the toy's, every other one with its expert's response."""
+    from my_task.prompts import row
+
+    rows = [row(number) | ({"response": None} if number % 2 else {}) for number in range(ROWS + 8)]
+    write_shard(folder / "train-0.arrow", rows[: ROWS // 2])
+    write_shard(folder / "train-1.arrow", rows[ROWS // 2 : ROWS])
+    write_shard(folder / "heldout.arrow", rows[ROWS:])
+
+
+def both_lives(config: Path, run: Path) -> dict[str, Any]:
     *_, line = killed(config, "broadcast:7:0.005", program="slow_checkpoints.py")
     kept = sorted(path.name for path in (run / "checkpoints").iterdir())
     first = {
@@ -60,7 +94,7 @@ def lives(config: Path, run: Path) -> dict[str, Any]:
     }
     others = ("learner.ranks=1", "rollout.actors=2", "evaluation.prompts=8", "evaluation.every=3", "--resume")
     status, output = signalled(config, "step 14/", signal.SIGINT, *others)
-    return {"run": run, "config": config, "first": first, "status": status, "output": output}
+    return {"first": first, "status": status, "output": output}
 
 
 def queue_of(checkpoint: Path) -> dict[str, Any]:
@@ -124,6 +158,26 @@ def test_staleness_is_bounded_from_the_first_step_after_the_resume_on(seen: dict
     assert {age for _, age in ages} <= set(range(STALENESS + 1))
     assert max(age for step, age in ages if step < 6) > 0 < max(age for step, age in ages if step >= 6)
     assert {m["staleness/max"] for m in read_metrics(seen["run"])} <= {0.0, 1.0, 2.0}
+
+
+def test_the_reward_and_the_discriminator_of_an_installed_package_judge_every_group(seen: dict[str, Any]) -> None:
+    checks = {"check/animals:count", "check/animals:one_word_each", "check/animals:no_repeats"}
+    for m in read_metrics(seen["run"]):
+        assert checks <= m.keys()
+        assert m["reward/mean"] == pytest.approx(sum(m[check] for check in checks) / 3)
+        assert 0 < m["discriminator/paired"] < 1
+        assert m["discriminator/expert_mean"] == 1.0, "its words against themselves"
+
+
+def test_a_step_of_stale_samples_is_replayed(seen: dict[str, Any]) -> None:
+    """From a checkpoint before it, as a program reads it."""
+    stale = [m for m in read_metrics(seen["run"]) if m["staleness/max"] > 0 and m["step"] % EVERY == 2]
+    found = replayed(seen["run"], stale[-1]["step"])
+    assert found["reproduced"] is True
+    for key in ("loss/total", "loss/preference", "loss/adversarial", "importance/p50", "learner/grad_norm"):
+        assert found["recorded"][key] == stale[-1][key]
+        assert found["replayed"][key] == pytest.approx(stale[-1][key], rel=1e-5, abs=1e-5)
+    assert found["recorded"]["kl/behaviour"] > 0
 
 
 def test_the_second_life_had_another_number_of_actors(last: Any) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from argparse import Namespace
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +35,24 @@ def run(arguments: Namespace) -> int:
     from cluster.replay_show import as_json, show_replay
 
     a = arguments
-    found = replay(a.folder, a.step, a.override, a.failed, a.pdb, lambda line: print(line, file=sys.stderr))
+    with _all_to_stderr() if a.json else nullcontext():
+        found = replay(a.folder, a.step, a.override, a.failed, a.pdb, lambda line: print(line, file=sys.stderr))
     if a.json:
         print(json.dumps(as_json(found, a.override)))
     else:
         show_replay(found, a.override)
     return 0 if found.reproduced else 1
+
+
+@contextmanager
+def _all_to_stderr() -> Iterator[None]:
+    """Whatever is printed inside of the block, which is not JSON: DeepSpeed's warnings go to standard output."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)

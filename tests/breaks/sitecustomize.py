@@ -1,4 +1,4 @@
-"""Python imports this at its start from PYTHONPATH: a breakpoint in the first step of the learner, for a run that is
+"""Python imports this at its start from PYTHONPATH: a breakpoint in the first step of a learner, for a run that is
 debugged, as its user would write it into the code."""
 
 import sys
@@ -24,8 +24,8 @@ def _with_breakpoint(execute, module):
     step = module.Rank.step
 
     def stopping(self, number, groups, demonstrations, weights):
-        if number == 0:
-            breakpoint()
+        module.Rank.step = step
+        breakpoint()
         return step(self, number, groups, demonstrations, weights)
 
     module.Rank.step = stopping

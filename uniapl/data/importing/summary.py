@@ -28,6 +28,8 @@ def summary(ledger: Ledger, folder: Path) -> str:
     lines.append(f'data.train=["{folder}/train-*.arrow"]')
     if HELDOUT in names:
         lines[-1] += f' data.heldout=["{folder}/{HELDOUT}"]'
+    if counts.pairs:
+        lines.append(f'objective.adversarial.cotrained.comparisons=["{folder}/comparisons-*.arrow"]')
     return "\n".join(lines)
 
 
