@@ -23,6 +23,7 @@ from helpers_cli import (
     assert_memory_freed,
     batch_rows,
     environment,
+    killed,
     session_members,
     shared_memory,
     signalled,
@@ -33,6 +34,7 @@ from helpers_exact import differences
 from helpers_outside import SECRETS, files_with, listening, ray_session
 from helpers_replay import uniapl_replay
 from helpers_toy import toy_config
+from killed_train import UNDER_WAY
 from transformers import AutoModelForCausalLM
 
 from cluster.cli import main
@@ -188,22 +190,18 @@ class TestWholeSystem:
 
 
 class TestResume:
-    """Goes on from the checkpoint of step 4 in what a run leaves that was killed later, and evaluates every 3 steps."""
+    """Goes on from the checkpoint of step 4 after its driver was killed in step 6, and evaluates every 3 steps."""
 
     @pytest.fixture(scope="class")
     def resumed(self, whole: Whole) -> tuple[str, Path]:
-        run = whole.folder.with_name("resumed")
-        shutil.copytree(whole.folder, run)
-        shutil.rmtree(run / "model")
-        for path in sorted((run / "batches").iterdir())[4:]:
-            path.unlink()  # else they would be the same without having been made again
-        (run / "checkpoints" / "step-00008").rename(run / "checkpoints" / "step-00008.partial")
-        (run / "checkpoints" / "step-00012" / "queue.json").write_text("{}")
-        with (run / METRICS_FILE).open("a") as file:
-            file.write('{"step": 13, "loss/to')
-        (run / "eval" / "step-00006.json").write_text("of a step that is made again")
-        refused = start(whole.config, "run.name=resumed").communicate(timeout=540)[0]
-        return refused + train(whole.config, "run.name=resumed", "evaluation.every=3", "--resume"), run
+        run, name = whole.folder.with_name("resumed"), "run.name=resumed"
+        *_, line = killed(whole.config, "step:6:0.01", name)
+        assert line == UNDER_WAY
+        assert [m["step"] for m in read_metrics(run)] == [1, 2, 3, 4, 5]
+        assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00004"]
+        damage(run, whole.folder / "checkpoints")
+        refused = start(whole.config, name).communicate(timeout=540)[0]
+        return refused + train(whole.config, name, "evaluation.every=3", "--resume"), run
 
     def test_every_bit_is_that_of_the_undisturbed_run(self, resumed: tuple[str, Path], whole: Whole) -> None:
         """Token ids, log-probabilities, rewards, scores, losses, weights."""
@@ -234,6 +232,17 @@ class TestResume:
 
     def test_a_second_run_of_the_same_name_is_refused(self, resumed: tuple[str, Path]) -> None:
         assert f"run.name: {resumed[1]} is there already; allowed: another name, or --resume to go on" in resumed[0]
+
+
+def damage(run: Path, checkpoints: Path) -> None:
+    """What other ends leave: a checkpoint that was not finished, one that is damaged, a line of the metrics that was
+    not finished, and an evaluation of a step that is made again."""
+    shutil.copytree(checkpoints / "step-00008", run / "checkpoints" / "step-00008.partial")
+    shutil.copytree(checkpoints / "step-00012", run / "checkpoints" / "step-00012")
+    (run / "checkpoints" / "step-00012" / "queue.json").write_text("{}")
+    with (run / METRICS_FILE).open("a") as file:
+        file.write('{"step": 6, "loss/to')
+    (run / "eval" / "step-00006.json").write_text("of a step that is made again")
 
 
 class TestReplay:
