@@ -139,7 +139,27 @@ def require_space(folder: Path, step: int, models: list[str]) -> None:
     """
     remove_unfinished(folder)
     before = [_size(place) for place in _checkpoints(folder)]
-    size = max(before) if before else estimated_size(models)
+    _require(folder, step, max(before) if before else estimated_size(models))
+
+
+def require_scratch_space(folder: Path, step: int, models: list[str], share: float) -> None:
+    """The same where the run's folder is in an object store, for the learner ranks of this machine.
+
+    What they wrote before is no measure: it is gone once it is sent.
+
+    Args:
+        folder: the working copy.
+        step: of the checkpoint.
+        models: folders of what is trained.
+        share: of all ranks, those on this machine.
+
+    Raises:
+        RunError: their part does not fit.
+    """
+    _require(folder, step, int(estimated_size(models) * share))
+
+
+def _require(folder: Path, step: int, size: int) -> None:
     needed, free = int(size * SPARE), shutil.disk_usage(folder).free
     if needed > free:
         sizes = f"{_mib(needed)} needed, {_mib(free)} free in {folder}"

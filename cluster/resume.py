@@ -90,6 +90,7 @@ def checkpoint(
         checkpoints.require_space(folder, step, _trained_models(system.config))
     else:
         store.settle()
+        checkpoints.require_scratch_space(folder, step, _trained_models(system.config), _here(system.learner.nodes))
     try:
         place = checkpoints.save_checkpoint(folder, step, run.keep_last, write, run.keep_every)
     except (OSError, ray.exceptions.RayTaskError) as error:
@@ -99,6 +100,11 @@ def checkpoint(
         store.begin(step, place, system.learner.nodes, live.note)
         if asked:
             store.settle()
+
+
+def _here(nodes: list[str]) -> float:
+    """The share of the learner ranks that are on the driver's node."""
+    return nodes.count(ray.get_runtime_context().get_node_id()) / len(nodes)
 
 
 def _trained_models(config: Config) -> list[str]:

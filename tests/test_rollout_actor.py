@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import sys
 import time
@@ -59,6 +60,30 @@ class Reward:
 
     async def score(self, request: Any) -> list[Score]:
         return [Score(float(i)) for i, _ in enumerate(request.responses)]
+
+
+class MortalReward:
+    """A reward whose process dies in its first call."""
+
+    async def score(self, request: Any) -> list[Score]:
+        os._exit(1)
+
+
+class Handle:
+    """As Serve's, whose every call goes to a replica that is not known to be dead: here to the next one.
+
+    With Serve's own, which replica a call reaches and what it has begun when it dies is a matter of moments.
+    """
+
+    def __init__(self, *replicas: type) -> None:
+        self._replicas = [ray.remote(replica).remote() for replica in replicas]
+
+    @property
+    def score(self) -> Any:
+        return self
+
+    def remote(self, request: Any) -> Any:
+        return self._replicas.pop(0).score.remote(request)
 
 
 class Rollout(RolloutActor):
@@ -217,6 +242,19 @@ def test_new_weights_wait_for_running_responses(engine: Any) -> None:
     assert {span.version for s in samples for span in s.versions} == {before}
     [after] = ray.get(engine.generate.remote([5, 6, 7, 8], 1, 1.0, 4, 1))
     assert {span.version for span in after.versions} == {before + 7}
+
+
+@pytest.mark.parametrize("deaths", [2, 3])
+def test_a_group_is_scored_unless_three_replicas_are_lost_with_its_call(engine: Any, deaths: int) -> None:
+    replicas = [MortalReward] * deaths + [Reward] * (3 - deaths)  # for no fourth call
+    ray.get(engine.prepare.remote(config_for("unused"), None, Handle(*replicas), set()))
+    [group] = ray.get(engine.evaluate.remote([prompt("0")], samples=2, temperature=1.0), timeout=WAIT_S)
+    if deaths == 2:
+        assert [s.score for s in group.samples] == [Score(0.0), Score(1.0)]
+    else:
+        assert [s.score and s.score.reward for s in group.samples] == [None, None]
+        [reason] = set(group.unscored)
+        assert re.fullmatch(r"reward service: \w*Actor\w*Error in each of 3 attempts", reason)
 
 
 def test_an_engine_that_hangs_without_a_broadcast_ends_the_actors_work(engine: Any) -> None:

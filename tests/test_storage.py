@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import boto3
 import moto.settings
@@ -18,6 +21,7 @@ from helpers_toy import toy_config, toy_rows, write_shard
 
 from cluster.checkpoints import MANIFEST, kept, save_checkpoint
 from cluster.cli import main
+from cluster.resume import checkpoint
 from cluster.run_folder import open_run
 from cluster.run_store import RunStore, open_store
 from cluster.watch import watch
@@ -28,6 +32,8 @@ from uniapl.config_errors import ConfigError
 from uniapl.data.errors import DataError
 from uniapl.data.shards import local_shards, with_local_data
 from uniapl.data.sources import heldout_prompts, open_sources
+from uniapl.live import LiveTable
+from uniapl.objective.controllers import Controllers
 from uniapl.runlog import RunError
 from uniapl.storage import StorageError, join
 
@@ -223,6 +229,24 @@ def saved(store: RunStore, config: Config, step: int, notes: list[str]) -> Path:
     store.begin(step, place, [], notes.append)
     store.settle()
     return place
+
+
+def test_a_scratch_folder_without_room_for_this_machines_ranks_ends_the_run(
+    ray_session: Any, tmp_path: Path, bucket: str
+) -> None:
+    """Before a rank is asked: so their nodes are all that there is of them, and of the model the head of its file."""
+    (tmp_path / "huge").mkdir()
+    head = json.dumps({"weight": {"dtype": "F32", "shape": [1 << 50], "data_offsets": [0, 1 << 52]}}).encode()
+    (tmp_path / "huge" / "model.safetensors").write_bytes(struct.pack("<Q", len(head)) + head)
+    config = run_in(f"{bucket}/no-room", tmp_path, tmp_path / "huge", checkpoint_every=4)
+    store, here = opened(config, resume=False), ray_session.get_runtime_context().get_node_id()
+    system: Any = SimpleNamespace(config=config, learner=SimpleNamespace(nodes=[here, "another"]))
+    with pytest.raises(RunError) as error:
+        checkpoint(system, Controllers(config.objective), config.run_dir, 4, LiveTable(8), store=store)
+    needed = 1.1 * 16 * 2**50 / 2
+    assert line_of(error).startswith(f"checkpoint of step 4: {needed / 2**20:.1f} MiB needed, ")
+    assert line_of(error).endswith(f" MiB free in {config.run_dir}; make room: there is no checkpoint to go on from")
+    assert list((config.run_dir / "checkpoints").glob("*")) == []
 
 
 def test_a_run_is_kept_in_the_store_and_goes_on_elsewhere(tmp_path: Path, tiny: Path, bucket: str) -> None:
