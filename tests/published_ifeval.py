@@ -7,8 +7,8 @@ SmolLM2-135M-Instruct, cut to fit, the same changed by turns, and texts made to 
     uniapl eval models/SmolLM2-135M-Instruct --suite ifeval --limit 200 --max-tokens 384 --out smol.json
     python tests/published_ifeval.py smol.json
 
-Left out are prompts with one of the two instructions that need NLTK's data, and the two whose letter (`#`, `!`) the
-verifier replaces by a random one.
+Prompts with one of the two instructions that need NLTK's data come last; it has to be there (`python -m nltk.downloader
+punkt_tab`). Left out are the two prompts whose letter (`#`, `!`) the verifier replaces by a random one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 FILE = Path(__file__).with_name("published_ifeval.jsonl")
-LEFT_OUT = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
+NEED_NLTK = {"length_constraints:number_sentences", "change_case:capital_word_frequency"}
 MAX_CHARACTERS = 400
 ROWS_PER_INSTRUCTION = 6
 
@@ -77,6 +77,8 @@ def fitted(row: dict[str, Any]) -> str:
     parts.append(" ".join([k.get("letter", "")] * (k.get("let_frequency") or 0)))
     parts += [f"[place {n}]" for n in range(k.get("num_placeholders") or 0)]
     parts += [f"*part {n}*" for n in range(k.get("num_highlights") or 0)]
+    parts.append("It is so. " * (k.get("num_sentences") or 0) if k.get("relation") == "at least" else "")
+    parts.append("SO " * (k.get("capital_frequency") or 0) if k.get("capital_relation") == "at least" else "")
     parts.append("word " * (k.get("num_words") or 0) if k.get("relation") == "at least" else "")
     text = " ".join(filter(None, parts))
     if "length_constraints:number_paragraphs" in asked:
@@ -96,20 +98,32 @@ def fitted(row: dict[str, Any]) -> str:
     return text.upper() if "change_case:english_capital" in asked else text
 
 
-def main(results: Path) -> None:
-    told = {item["id"]: item["responses"][0]["text"] for item in json.loads(results.read_text())["responses"]}
+def needs_nltk(row: dict[str, Any]) -> bool:
+    return not NEED_NLTK.isdisjoint(row["instruction_id_list"])
+
+
+def chosen(told: dict[str, str], with_nltk: bool) -> tuple[list[dict[str, Any]], list[str]]:
+    """Rows of IFEval, each as often as it has a response, and these."""
     seen: Counter[str] = Counter()
     rows, responses = [], []
     for turn, row in enumerate(prompts().values()):
         names = set(row["instruction_id_list"])
+        counted = names & NEED_NLTK if with_nltk else names
         random_letter = any(not kwargs.get("letter", "a").isalpha() for kwargs in row["kwargs"])
-        if names & LEFT_OUT or random_letter or min(seen[name] for name in names) >= ROWS_PER_INSTRUCTION:
+        if needs_nltk(row) != with_nltk or random_letter or min(seen[n] for n in counted) >= ROWS_PER_INSTRUCTION:
             continue
         seen.update(names)
         text = told.get(str(row["key"]), "My answer is yes.")[:MAX_CHARACTERS]
         different = list(dict.fromkeys([text, changed(text, row, turn), fitted(row)]))
         rows += [row] * len(different)
         responses += different
+    return rows, responses
+
+
+def main(results: Path) -> None:
+    told = {item["id"]: item["responses"][0]["text"] for item in json.loads(results.read_text())["responses"]}
+    without, with_data = chosen(told, with_nltk=False), chosen(told, with_nltk=True)
+    rows, responses = without[0] + with_data[0], without[1] + with_data[1]
     strict, loose = published(rows, responses)
     lines = [
         {

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 from helpers_cli import environment
+from helpers_rewards import hide_nltk_data
 from helpers_toy import toy_rows, write_shard
-from published_ifeval import FILE, LEFT_OUT, prompts, published
+from published_ifeval import FILE, NEED_NLTK, needs_nltk, prompts, published
 
 from cluster.cli import main
 from uniapl.analysis import wilson_interval
@@ -24,12 +25,27 @@ from uniapl.evals.suites import Item, Suite, open_suite
 from uniapl.evals.verdicts import Instruction, Verdict, judge, unavailable, variants, without_thinking
 
 
-@pytest.fixture(scope="module")
-def fixed() -> list[dict[str, Any]]:
-    """Responses and what the published verifier says of them, each with its prompt."""
+def nltk_data() -> bool:
+    import nltk
+
+    return any((Path(folder) / "tokenizers" / "punkt_tab").is_dir() for folder in nltk.data.path)
+
+
+NLTK = pytest.mark.skipif(not nltk_data(), reason="needs NLTK's data: python -m nltk.downloader punkt_tab")
+
+
+@pytest.fixture(scope="module", params=["without NLTK's data", pytest.param("with it", marks=NLTK)])
+def fixed(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """Responses and what the published verifier says of them, each with its prompt.
+
+    Of the prompts for which NLTK's data has to be there, or of the others.
+    """
     rows = prompts()
     lines = [json.loads(line) for line in FILE.read_text(encoding="utf-8").splitlines()]
-    return [line | {"row": rows[line["key"]]} for line in lines]
+    found = [line | {"row": rows[line["key"]]} for line in lines]
+    some = [line for line in found if needs_nltk(line["row"]) == (request.param == "with it")]
+    assert len(some) > 30
+    return some
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +78,17 @@ class TestPublishedVerifier:
         for line, one, other in zip(some, strict, loose, strict=True):
             assert (one.follow_instruction_list, other.follow_instruction_list) == (line["strict"], line["loose"])
 
-    def test_every_instruction_but_those_with_nltk_data_is_followed_and_not_followed(self, fixed: Any) -> None:
-        outcomes = defaultdict(set)
-        for line in fixed:
-            for name, strict in zip(line["row"]["instruction_id_list"], line["strict"], strict=True):
+    def test_every_instruction_is_followed_and_not_followed(self) -> None:
+        rows, outcomes = prompts(), defaultdict(set)
+        for line in map(json.loads, FILE.read_text(encoding="utf-8").splitlines()):
+            for name, strict in zip(rows[line["key"]]["instruction_id_list"], line["strict"], strict=True):
                 outcomes[name].add(strict)
-        everything = {name for row in prompts().values() for name in row["instruction_id_list"]}
-        assert outcomes.keys() == everything - LEFT_OUT
+        assert outcomes.keys() == {name for row in rows.values() for name in row["instruction_id_list"]}
         assert set(map(frozenset, outcomes.values())) == {frozenset({True, False})}
+
+    @NLTK
+    def test_with_nltk_data_nothing_of_ifeval_is_skipped(self) -> None:
+        assert unavailable([(row["prompt"], asked(row)) for row in prompts().values()]) == {}
 
 
 class TestVerdicts:
@@ -89,20 +108,17 @@ class TestVerdicts:
     def test_what_needs_nltk_data_is_named_once_and_judged_nowhere(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:
-        import nltk
-
-        # A machine may have the data: an empty search path makes it one that has not. No collaborator is replaced.
-        monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+        hide_nltk_data(monkeypatch, tmp_path)
         with pytest.warns(UserWarning, match="draws one"):
             suite = open_suite("ifeval")
         skipped = unavailable([(item.text, item.instructions) for item in suite.items])
-        assert skipped.keys() == LEFT_OUT
+        assert skipped.keys() == NEED_NLTK
         assert all("needs NLTK data: python -m nltk.downloader punkt" in reason for reason in skipped.values())
         item = next(item for item in suite.items if 0 < sum(i.id in skipped for i in item.instructions) < 2 <=
                     len(item.instructions))  # fmt: skip
         verdicts = judge(item.instructions, item.text, "", skipped)
-        assert {v.strict for v in verdicts if v.instruction in LEFT_OUT} == {None}
-        assert {v.strict for v in verdicts if v.instruction not in LEFT_OUT} == {False}
+        assert {v.strict for v in verdicts if v.instruction in NEED_NLTK} == {None}
+        assert {v.strict for v in verdicts if v.instruction not in NEED_NLTK} == {False}
         result = Result(suite, "m", {"max_tokens": 1}, [[Answer("", 0, "length", verdicts=[])]], skipped, 0.0, {})
         assert result.skipped_prompts == 541 - 477
         assert sum("needs NLTK data" in line for line in result.notes()) == 2

@@ -23,6 +23,7 @@ from cluster.checkpoints import save_checkpoint
 from cluster.failures import told_in_one_line
 from cluster.step import _follow, one_step
 from cluster.system import System
+from uniapl.broadcast_result import BroadcastError
 from uniapl.config import ObjectiveConfig
 from uniapl.config_errors import ConfigError
 from uniapl.objective.controllers import Controllers
@@ -99,6 +100,8 @@ def test_no_answer_in_time_and_no_room_are_one_line(parts: Any, tmp_path: Path) 
     no_checkpoint = "; there is no checkpoint to go on from"
     late = told(queue, [alive], tmp_path, raises(TimeoutError("no batch within 5 s (cluster.step_timeout_s)")))
     assert late == f"TimeoutError: no batch within 5 s (cluster.step_timeout_s){no_checkpoint}"
+    sent = told(queue, [alive], tmp_path, raises(BroadcastError("the nccl group was not formed within 4 s")))
+    assert sent == f"BroadcastError: the nccl group was not formed within 4 s{no_checkpoint}"
     store = told(queue, [alive], tmp_path, raises(ObjectStoreFullError("no room for 8 MiB")))
     assert store.startswith("Ray's object store is full (cluster.object_store_gib), and so is the disk below it: ")
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import pytest
-from helpers_rewards import make_prompt
+from helpers_rewards import hide_nltk_data, make_prompt
 from if_verifiable.common import evaluate_instructions
 
 from uniapl.rewards import RewardResult, UnscorableError
@@ -167,10 +167,7 @@ def test_a_verifier_that_cannot_judge_is_an_error_never_a_zero(reward, verifier,
 
 @pytest.fixture
 def without_nltk_data(monkeypatch, tmp_path):
-    import nltk
-
-    # A machine may have the data: an empty search path makes it one that has not. No collaborator is replaced.
-    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    hide_nltk_data(monkeypatch, tmp_path)
 
 
 @pytest.mark.parametrize(
