@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from helpers_cli import environment
 from helpers_rewards import hide_nltk_data
+from helpers_tiny import tiny_model
 from helpers_toy import toy_rows, write_shard
 from published_ifeval import FILE, NEED_NLTK, needs_nltk, prompts, published
 
@@ -275,8 +276,21 @@ class TestCommand:
         assert re.search(message, line), line
 
 
-def test_samples_of_a_model_on_a_file_in_ifevals_form(tmp_path: Path, tiny: Path) -> None:
-    """By a real engine, as a table; two samples of each of two prompts, of which the second asks for the impossible."""
+EVALS = """
+import json, sys
+from cluster.cli import main
+sys.exit(max(main(["eval", *words]) for words in json.loads(sys.argv[1])))
+"""
+PUBLISHED = ("ifeval", "ifbench")
+
+
+@pytest.fixture(scope="module")
+def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """Where three evaluations by real engines left their results, and what they printed: a file in IFEval's form, whose
+    second prompt asks for the impossible, and of the published suites the first prompts. One process: importing vLLM
+    takes longer than all of them."""
+    folder = tmp_path_factory.mktemp("eval")
+    tiny_model(folder / "model", positions=1024)  # IFBench's prompts are long
     long = {"relation": "at least", "num_words": 100}
     rows = [
         {"key": 7, "prompt": "say red fox", "instruction_id_list": ["punctuation:no_comma"], "kwargs": [{}]},
@@ -287,30 +301,57 @@ def test_samples_of_a_model_on_a_file_in_ifevals_form(tmp_path: Path, tiny: Path
             "kwargs": [{}, long],
         },
     ]
-    suite = tmp_path / "mine.jsonl"
-    suite.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = ["--suite", str(suite), "--samples", "2", "--temperature", "1", "--max-tokens", "8", "--dtype", "float32"]
+    (folder / "mine.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sampled = ["--samples", "2", "--temperature", "1", "--dtype", "float32"]
+    commands = [["model", "--suite", "mine.jsonl", "--max-tokens", "8", *sampled]]
+    commands += [["model", "--suite", name, "--limit", "4", "--max-tokens", "8"] for name in PUBLISHED]
     done = subprocess.run(
-        [sys.executable, "-m", "cluster.cli", "eval", str(tiny), *words],
-        cwd=tmp_path,
+        [sys.executable, "-c", EVALS, json.dumps(commands)],
+        cwd=folder,
         env=environment() | {"COLUMNS": "100"},
         capture_output=True,
         text=True,
         timeout=300,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    place = Path("runs") / "eval" / tiny.name / "mine-k2-t1.json"
-    *_, how, results = done.stdout.splitlines()
+    return folder / "runs" / "eval" / "model", done.stdout
+
+
+def test_samples_of_a_model_on_a_file_in_ifevals_form(evaluated: tuple[Path, str]) -> None:
+    """As a table; two samples of each of two prompts."""
+    place, printed = evaluated
+    output = printed.partition(end := "results: runs/eval/model/mine-k2-t1.json\n")[0] + end
+    *_, how, results = output.splitlines()
     assert how.startswith("2 samples at 1, float32, up to 8 tokens, ")
-    assert results == f"results: {place}"
-    kept = json.loads((tmp_path / place).read_text())
+    assert results == "results: runs/eval/model/mine-k2-t1.json"
+    kept = json.loads((place / "mine-k2-t1.json").read_text())
     first, second = (group["responses"] for group in kept["responses"])
     assert len({one["text"] for one in first + second}) > 2, "sampled"
     comma_free = [one["verdicts"][0]["strict"] for one in first + second]
     assert comma_free == ["," not in one["text"] for one in first + second]
     assert [one["verdicts"][1]["strict"] for one in second] == [False, False]
-    table = [[cell.strip() for cell in line.split("│")] for line in done.stdout.splitlines()]
+    table = [[cell.strip() for cell in line.split("│")] for line in output.splitlines()]
     shown = {cells[1]: cells[2] for cells in table if len(cells) == 6}
     assert shown["prompts, strict"] == f"{sum(comma_free[:2]) / 4:.1%}"
     assert shown["prompts, strict, any of the samples"] == f"{any(comma_free[:2]) / 2:.1%}"
     assert shown["instructions, strict"] == f"{sum(comma_free) / 6:.1%}"
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_the_published_prompts_are_answered_and_judged(evaluated: tuple[Path, str], name: str) -> None:
+    place, printed = evaluated
+    assert f"results: runs/eval/model/{name}-greedy.json\n" in printed
+    kept = json.loads((place / f"{name}-greedy.json").read_text())
+    suite = open_suite(name, limit=4)
+    assert [row["id"] for row in kept["responses"]] == [item.id for item in suite.items]
+    strict = []
+    for item, row in zip(suite.items, kept["responses"], strict=True):
+        [found] = row["responses"]
+        assert 0 < found["tokens"] <= 8
+        verdicts = judge(item.instructions, item.text, found["text"], {})
+        assert found["verdicts"] == [
+            {"instruction": v.instruction, "strict": v.strict, "loose": v.loose} for v in verdicts
+        ]
+        strict += [verdict.strict for verdict in verdicts]
+    score = kept["scores"]["instruction_strict"]
+    assert (score["value"], score["count"]) == (sum(strict) / len(strict), 4)
