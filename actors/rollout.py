@@ -22,6 +22,8 @@ from uniapl.records import Group, Prompt, Sample, Score
 from uniapl.rewards.types import ScoreRequest
 from uniapl.shared_paths import require_visible
 
+WORKERS_END_S = 25.0
+"""For an engine's several workers to end; vLLM kills the engine after 5 s, before it has, and shared memory stays."""
 ALIVE_CHECK_S = 0.2
 WATCH_S = 2.0
 """How often the engine's process is asked whether it answers at all."""
@@ -131,7 +133,8 @@ class RolloutActor:
         """End the engine and its processes."""
         self._stopping = self._shut_down = True
         if self._engine is not None:
-            self._engine.shutdown()
+            several = self._config.rollout.tensor_parallel > 1
+            self._engine.shutdown(timeout=WORKERS_END_S if several else None)
 
     async def sleep(self) -> None:
         """Where `rollout.colocate` is set: leave the GPU to the learner; the weights wait in the machine's memory.

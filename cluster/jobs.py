@@ -30,8 +30,6 @@ LARGEST = 20 << 20
 PACKAGES = ("uniapl", "actors", "learner", "cluster")
 AGENT_S = 60.0
 """A head that has only just started has no agent for jobs yet: that is waited for."""
-RUN_FOLDER = "uniapl_run_folder"
-"""In a job's metadata: where its run is."""
 
 
 def stage(source: Path, target: Path) -> dict[str, int]:

@@ -38,6 +38,13 @@ class Site:
     gpu: bool = False
     kinds: frozenset[str] = frozenset()
 
+    @property
+    def told(self) -> str:
+        """For the user of a cluster: nodes of another kind may join later, and change nothing any more."""
+        why = "" if self.gpu else " (no node there has a GPU, and none that an autoscaler is known to add)"
+        marked = f", where nodes are marked {', '.join(sorted(self.kinds))} on those" if self.kinds else ""
+        return f"this run is placed for {'GPUs' if self.gpu else 'CPUs'}{why}{marked}"
+
     def mark(self, kind: str) -> dict[str, float]:
         """The custom resource that leads a part to nodes of its kind, where there are any."""
         return {kind: 1.0} if kind in self.kinds else {}

@@ -12,9 +12,10 @@ import ray
 from rich.console import Console
 
 from cluster.debug import ways
+from cluster.job import in_job, record_run
 from cluster.observe import Exporter
 from cluster.placement import Site
-from cluster.ray_session import ray_session
+from cluster.ray_session import own_ray, ray_session
 from cluster.run_store import RunStore
 from cluster.signals import Signals
 from uniapl.config import Config
@@ -67,6 +68,10 @@ def open_run(
         live.phase("starting Ray")
         with ray_session(config, debug) as site:
             signals.arm()  # Ray took SIGTERM
+            if not own_ray(config):
+                live.note(site.told)
+            if in_job():
+                record_run(config.run_url or str(config.run_dir))
             if debug:
                 live.note(ways(config, ray.get_runtime_context().gcs_address))
             exporter = Exporter(config.run.name)

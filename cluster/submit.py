@@ -9,7 +9,8 @@ import tempfile
 from pathlib import Path
 from typing import Any, TextIO
 
-from cluster.jobs import RUN_FOLDER, job_client, job_output, stage, start_job
+from cluster.job import RUN_FOLDER
+from cluster.jobs import job_client, job_output, stage, start_job
 from uniapl.config import load_config
 from uniapl.config_errors import ConfigError
 from uniapl.shared_paths import require_absolute

@@ -12,7 +12,8 @@ from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from cluster.jobs import RUN_FOLDER, job_client, job_output, stage, start_job
+from cluster.job import RUN_FOLDER
+from cluster.jobs import job_client, job_output, stage, start_job
 from uniapl.config import load_config
 from uniapl.config_errors import ConfigError
 from uniapl.live import LiveTable
@@ -33,7 +34,7 @@ def watch(place: str, run: str | None, as_json: bool) -> int:
     Args:
         place: a run's folder, here or in an object store, or the address of a cluster's dashboard, such as
             http://127.0.0.1:8265.
-        run: with an address: the run's folder on the cluster's storage; None: that of the newest job.
+        run: with an address: the run's folder on the cluster's storage; None: that of the newest run there.
         as_json: no table, but one JSON object for each step; `steps` in it is the run's last one.
 
     Returns:
@@ -190,5 +191,5 @@ def _remove(client: Any, job: str) -> None:
 def _newest_job(client: Any) -> Any:
     jobs = [job for job in client.list_jobs() if RUN_FOLDER in (job.metadata or {})]
     if not jobs:
-        raise RunError("no job there was sent by `uniapl submit`; name the run's folder on the cluster's storage")
+        raise RunError("no job there is a run that has begun; name the run's folder on the cluster's storage")
     return max(jobs, key=lambda job: job.start_time or 0)

@@ -19,7 +19,9 @@ SECRETS = (
     "MLFLOW_TRACKING_PASSWORD",
     "MLFLOW_TRACKING_TOKEN",
     "HF_TOKEN",
+    "AWS_ACCESS_KEY_ID",
     "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
 )
 """Variables of the environment in which a run or one of its clients finds a password, key or token."""
 

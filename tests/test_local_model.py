@@ -13,9 +13,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenize
 
 from cluster.self_check import KL_BOUND
 from uniapl.analysis import Evaluation
+from uniapl.config import load_config
 from uniapl.data.encoding import ChatEncoder
 from uniapl.data.errors import DataError
 from uniapl.data.local_model import is_whole, prepare_model
+from uniapl.plan.fit import Machines
+from uniapl.plan.pace import Rates
+from uniapl.plan.plan import make_plan
 from uniapl.runlog import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -151,10 +155,12 @@ class TestMakeRun:
             assert m["tokens/generated"] > 4 * 4
 
     def test_engine_and_learner_agree_in_bfloat16_before_and_after_every_broadcast(self, run: tuple[str, Path]) -> None:
+        plan = make_plan(load_config(run[1] / "config.yaml"), Machines(gpus=0), Rates())
         for m in read_metrics(run[1]):
             assert m["kl/behaviour"] < KL_BOUND["bfloat16"]
             assert (m["broadcast/engines"], m["broadcast/attempts"]) == (1.0, 1.0)
             assert m["broadcast/bytes"] == pytest.approx(2 * 134_515_008, rel=1e-5), "all weights, 2 bytes each"
+            assert m["broadcast/bytes"] == pytest.approx(plan.broadcast_bytes, rel=0.001), "and checksums"
         assert "] engine and learner agree: KL " in run[0]
         assert "after the last broadcast 1 engine and the learner agree: KL " in run[0]
 

@@ -162,6 +162,16 @@ def test_memory_of_a_rank_by_hand() -> None:
     assert parts["gradients on the way"] == 2 * 500e6 + 4 * 125e6 + 4 * 100e6 + 12 * (7 << 20)
 
 
+def test_gradients_that_are_measured_term_by_term_stand_side_by_side() -> None:
+    terms: dict[str, Any] = {"preference": {"weight": 0.5}, "demonstration": {"weight": 0.5}}
+    terms["adversarial"] = {"weight": 0.1, "discriminator": "embedding"}
+    parts = parts_of(settings(learner={"ranks": 4}, objective=terms))
+    assert parts["gradients of single terms"] == 2 * 4 * 250e6, "of all terms but the last"
+    assert "gradients of single terms" not in parts_of(settings(objective=terms | {"diagnostics_every": 0}))
+    one = terms | {"preference": {"weight": 0.0}, "adversarial": {"weight": 0.0}}
+    assert parts_of(settings(objective=one)).get("gradients of single terms", 0) == 0
+
+
 def test_float32_weights_are_their_own_masters() -> None:
     parts = parts_of(settings(learner={"dtype": "float32"}))
     assert "float32 masters" not in parts
@@ -379,3 +389,12 @@ def test_the_recipes_fit_on_the_machines_that_they_name(tmp_path: Path, name: st
     assert (plan.misfits, plan.gpus) == ([], gpus)
     assert plan.engine is not None
     assert plan.engine.sequences >= plan.engine.wanted
+
+
+def test_a_rank_that_would_fit_without_diagnostics_is_told_to_go_without(tmp_path: Path) -> None:
+    path = Path(__file__).parents[1] / "configs/qwen3-4b.yaml"
+    config = load_config(path, [f"model.path={write_config('qwen3-4b', tmp_path)}"])
+    [said] = make_plan(config, Machines(gpus=16, gpu_gib=24), Rates()).misfits
+    assert said.change == "objective.diagnostics_every to 0"
+    less = config.model_copy(update={"objective": config.objective.model_copy(update={"diagnostics_every": 0})})
+    assert make_plan(less, Machines(gpus=16, gpu_gib=24), Rates()).misfits == []

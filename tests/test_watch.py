@@ -15,7 +15,7 @@ from ray.job_submission import JobStatus
 
 from cluster import watch
 from cluster.cli import main
-from cluster.jobs import RUN_FOLDER
+from cluster.job import RUN_FOLDER
 from cluster.watch import follow
 from uniapl.runlog import RunError, RunLog
 

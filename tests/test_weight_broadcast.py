@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_cli import assert_memory_freed, shared_memory
 
 from cluster.self_check import SelfCheckError, check_weight_round_trip, compare_after_training
 from uniapl.config import Config
@@ -75,14 +76,21 @@ def test_engine_and_learner_agree_before_training(ray_session: Any, system: Any)
     assert disagreement(learner, sampled(ray_session, engines[0])) <= 1e-4
 
 
-def test_log_lines_of_engines_and_ranks_say_where_they_come_from(ray_session: Any, system: Any) -> None:
+def test_log_lines_of_engines_and_ranks_say_where_they_come_from(ray_session: Any, system: Any, tmp_path: Path) -> None:
     def warn(actor: Any) -> None:
         logging.getLogger("own").warning("here")
 
     learner, engines = system
-    ray_session.get([actor.__ray_call__.remote(warn) for actor in (engines[1], learner.ranks[1])])
+    actors = (engines[1], learner.ranks[1])
+    ray_session.get([actor.__ray_call__.remote(warn) for actor in actors])
+    learner.save(tmp_path)
+    learner.step(6, [], [], [Demonstration("d", [5, 6, 7, 8], [40, 41, 42])], ONLY_DEMONSTRATIONS)
+    learner.load(tmp_path)
+    learner.broadcast(8)
+    ray_session.get([actor.__ray_call__.remote(warn) for actor in actors])
     logs, deadline = Path(ray_session._private.worker._global_node.get_logs_dir_path()), time.monotonic() + 20
-    expected = {f"WARNING run=run step=- actor={name} own: here" for name in ("rollout-1", "learner-1")}
+    steps = {"rollout-1": ("-", "9"), "learner-1": ("-", "7")}  # with version 8 an engine works for the ninth
+    expected = {f"WARNING run=run step={step} actor={name} own: here" for name in steps for step in steps[name]}
     while missing := expected - {
         line.split(" ", 2)[-1] for path in logs.glob("worker-*.err") for line in path.read_text().splitlines()
     }:
@@ -309,3 +317,30 @@ def test_on_gpus_the_engine_gets_the_weights_over_nccl(ray_session: Any, tiny: P
     assert sent.metrics["broadcast/bytes"] > 100_000
     assert disagreement(learner, sampled(ray_session, engine)) <= 1e-3
     ray_session.get(engine.shutdown.remote())
+
+
+def test_an_engine_of_two_workers_gets_the_learners_weights(ray_session: Any, tiny: Path) -> None:
+    """`rollout.tensor_parallel: 2`: each worker receives whole weights over the wire, and keeps its half."""
+    from actors.rollout import RolloutActor
+    from cluster.placement import Site, learner_options, rollout_options
+    from learner.group import LearnerGroup
+
+    before, config = shared_memory(), config_for(tiny, tensor_parallel=2, actors=1)
+    config = Config.model_validate(config.model_dump() | {"learner": config.learner.model_dump() | {"ranks": 1}})
+    actor = ray_session.remote(RolloutActor)
+    engine = actor.options(**rollout_options(config, Site())).remote("rollout-0", config, False)
+    learner = LearnerGroup(config, learner_options(config, Site()))
+    try:
+        ray_session.get([*learner.start(), engine.start.remote()])
+        assert learner.connect([engine]).lost == {}
+        assert disagreement(learner, sampled(ray_session, engine)) <= 1e-4
+        learner.step(0, [], [], [Demonstration("d", [5, 6, 7, 8], [40, 41, 42])], ONLY_DEMONSTRATIONS)
+        assert disagreement(learner, sampled(ray_session, engine)) > 0.1, "the engine still has the old weights"
+        sent = learner.broadcast(1)
+        assert sent.lost == {} and sent.metrics["broadcast/engines"] == 1.0
+        assert disagreement(learner, sampled(ray_session, engine)) <= 1e-4
+        ray_session.get(engine.shutdown.remote())
+    finally:
+        for part in (engine, *learner.ranks):
+            ray_session.kill(part)
+    assert_memory_freed(before)

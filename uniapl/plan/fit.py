@@ -157,7 +157,12 @@ def _node(config: Config, models: LearnerModels, machines: Machines) -> Iterator
 
 
 def _learner_change(config: Config, models: LearnerModels, limit: float) -> str:
-    """The mildest of these, one on top of the other: fewer rows, checkpointing, more ranks, shorter rows."""
+    """No term measured alone, or the mildest of these, on top of one another: fewer rows, checkpointing, more ranks,
+    shorter rows."""
+    if config.objective.diagnostics_every:
+        unmeasured = config.objective.model_copy(update={"diagnostics_every": 0})
+        if learner_bytes(config.model_copy(update={"objective": unmeasured}), models, gpu=True) <= limit:
+            return "objective.diagnostics_every to 0"
     c = config.learner
     steps: list[tuple[str, int | bool]] = []
     if c.micro_batch_rows > 1:

@@ -7,6 +7,7 @@ With P parameters, R ranks, N = P / R, b bytes of `learner.dtype` (2 or 4) and T
     float32 masters                    4 N (none beside float32 weights, which are their own)
     AdamW's two moments                8 N
     gradient sums                      4 N
+    gradients of single terms          4 N for each term but the last, where `objective.diagnostics_every` measures them
     reduce bucket                      b 5e8 on a GPU, b 4e6 on a CPU
     activations                        T (layers x a + e), see `layer_bytes` and `edge_bytes`
     kept by the heap                   on a CPU 0.7 of the activations: measured
@@ -115,6 +116,8 @@ def learner_parts(config: Config, models: LearnerModels, gpu: bool) -> list[Part
         held = b * (models.reference.parameters / c.ranks + gathered(models.reference, c.ranks))
         parts.append(Part("frozen reference", held, exact=False))
     parts.append(Part("activations", activations, exact=False))
+    if terms := _measured_terms(config):
+        parts.append(Part("gradients of single terms", 4 * (terms - 1) * shape.parameters / c.ranks, exact=False))
     if not gpu:
         parts.append(Part("kept by the heap", HEAP_KEPT * activations, exact=False))
     parts.append(Part("gradients on the way", _on_their_way(config, shape, gpu), exact=False))
@@ -124,7 +127,7 @@ def learner_parts(config: Config, models: LearnerModels, gpu: bool) -> list[Part
 
 def resting_bytes(config: Config, models: LearnerModels) -> float:
     """What a rank keeps of a GPU from step to step: all but what belongs to one pass."""
-    passing = {"activations", "gradients on the way"}
+    passing = {"activations", "gradients on the way", "gradients of single terms"}
     return sum(part.bytes for part in learner_parts(config, models, gpu=True) if part.name not in passing)
 
 
@@ -159,6 +162,12 @@ def _trained(shape: ModelShape, config: Config, gpu: bool) -> list[Part]:
         Part("reduce bucket", b * bucket, exact=False),
     ]
     return [part for part in parts if part.bytes]
+
+
+def _measured_terms(config: Config) -> int:
+    """Terms whose gradients are held side by side in some steps (learner/diagnostics.py)."""
+    weights = config.objective.coefficients.values()
+    return sum(weight.ever_positive for weight in weights) if config.objective.diagnostics_every else 0
 
 
 def gathered(shape: ModelShape, ranks: int) -> int:
