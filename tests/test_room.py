@@ -71,6 +71,15 @@ def test_marked_nodes_only_have_to_exist() -> None:
     assert line == "cluster: needs nodes with 1 learner for the learner; none has over 0"
 
 
+def test_the_user_is_told_what_a_run_is_placed_for() -> None:
+    assert Site(gpu=True, kinds=frozenset({"rollout", "learner"})).told == (
+        "this run is placed for GPUs, where nodes are marked learner, rollout on those"
+    )
+    assert Site().told == (
+        "this run is placed for CPUs (no node there has a GPU, and none that an autoscaler is known to add)"
+    )
+
+
 def aws(ranks: int, actors: int, tensor_parallel: int) -> list[str]:
     """What is said of a run on a cluster of cluster/aws.yaml of which only the head is up."""
     limit = autoscaler_limit(Path(__file__).parents[1] / "cluster/aws.yaml")
