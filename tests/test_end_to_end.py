@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import sqlite3
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from helpers_cli import (
     train,
 )
 from helpers_exact import differences
+from helpers_import import import_toy, rows_of
 from helpers_outside import SECRETS, files_with, listening, ray_session
 from helpers_replay import uniapl_replay
 from helpers_toy import toy_config
@@ -35,6 +37,7 @@ from transformers import AutoModelForCausalLM
 from cluster.cli import main
 from uniapl.analysis import Evaluation
 from uniapl.config import load_config
+from uniapl.data.comparisons import ComparisonReader
 from uniapl.data.sources import heldout_prompts
 from uniapl.runlog import METRICS_FILE, read_metrics
 
@@ -77,7 +80,8 @@ class Whole:
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tiny: Path) -> Whole:
-    """Two rollout actors, two learner ranks, all terms."""
+    """Two rollout actors, two learner ranks, all terms, on data that `uniapl data import` made of a user's files."""
+    words = import_toy(folder / "whole")
     config = toy_config(
         folder / "whole",
         tiny,
@@ -85,12 +89,13 @@ def whole(folder: Path, tiny: Path) -> Whole:
         rollout={"actors": 2, "groups_in_flight": 4},
         learner={"ranks": 2},
         objective=OBJECTIVE,
+        logging={"trackio": {"project": "toys"}},
     )
     before = shared_memory()
     with pytest.MonkeyPatch.context() as patch:
         for name in SECRETS:
             patch.setenv(name, SECRET)
-        process = start(config)
+        process = start(config, *words)
     assert process.stdout is not None
     output = ""
     for line in process.stdout:
@@ -99,7 +104,7 @@ def whole(folder: Path, tiny: Path) -> Whole:
             break
     members = list(session_members(process.pid).values())
     run = folder / "whole" / "runs" / "whole"
-    seen = Whole(config, run, "", listening(process.pid), *ray_session(process.pid), members)
+    seen = Whole(run / "config.yaml", run, "", listening(process.pid), *ray_session(process.pid), members)
     rest, _ = process.communicate(timeout=540)
     seen.output = output + rest
     assert process.returncode == 0, seen.output[-4000:]
@@ -156,6 +161,32 @@ class TestWholeSystem:
         assert len(samples) == STEPS * 8 * 4
         assert len(rows) - len(samples) == STEPS * 4
         assert {row["actor"] for row in samples} == {"rollout-0", "rollout-1"}
+
+    def test_the_imported_rows_are_what_is_trained_on(self, whole: Whole) -> None:
+        data = load_config(whole.config).data
+        imported = {row.id: row for row in rows_of(*data.train)}
+        trained = {(row["kind"], row["prompt_id"]) for batch in batch_rows(whole.folder) for row in batch}
+        experts = {name for name, row in imported.items() if row.response}
+        assert {name for kind, name in trained if kind == "demonstration"} <= experts
+        assert {name for kind, name in trained if kind == "sample"} == imported.keys(), "more than an epoch of prompts"
+        assert len(imported) > len(experts) > 0
+        evaluated = {s.prompt_id for s in Evaluation.load(whole.folder / "eval" / "after.json").samples}
+        assert evaluated <= {row.id for row in rows_of(*data.heldout)}
+
+    def test_the_imported_pairs_are_what_the_discriminator_warms_up_with(self, whole: Whole) -> None:
+        first, *others = read_metrics(whole.folder)
+        assert first["discriminator/comparisons"] == 8 * 4, "as many as the batch has samples"
+        assert first["discriminator/comparison_loss"] > 0
+        assert not any("discriminator/comparisons" in m for m in others)
+        [pairs] = load_config(whole.config).objective.adversarial.cotrained.comparisons
+        assert {pair.chosen for pair in ComparisonReader([pairs])} == {"eeeee eeeee"}
+
+    def test_trackio_has_the_metrics_of_every_step(self, whole: Whole) -> None:
+        with sqlite3.connect(whole.folder / "trackio" / "toys.db") as database:
+            rows = database.execute("SELECT run_name, step, metrics FROM metrics ORDER BY step").fetchall()
+        assert [row[:2] for row in rows] == [("whole", step) for step in range(1, STEPS + 1)]
+        for (_, _, text), m in zip(rows, read_metrics(whole.folder), strict=True):
+            assert json.loads(text) == {key: value for key, value in m.items() if key not in ("step", "time")}
 
     def test_the_run_leaves_a_report_evaluations_and_a_model(self, whole: Whole) -> None:
         output, place = whole.output, whole.folder
