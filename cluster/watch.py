@@ -191,5 +191,5 @@ def _remove(client: Any, job: str) -> None:
 def _newest_job(client: Any) -> Any:
     jobs = [job for job in client.list_jobs() if RUN_FOLDER in (job.metadata or {})]
     if not jobs:
-        raise RunError("no job there is a run that has begun; allowed: a run's folder on the cluster's storage beside the address")
+        raise RunError("no job there is a run that has begun; allowed: with a run's folder on the cluster's storage")
     return max(jobs, key=lambda job: job.start_time or 0)
