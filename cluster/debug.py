@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from cluster.job import JOB_CONFIG
 from uniapl.config import Config
 
 PATIENT = (
@@ -33,8 +34,6 @@ OVERRIDES = [
 """Laid over the configuration; what the command line sets goes over it."""
 ENVIRONMENT = {"RAY_DEBUG": "legacy", "RAY_DEDUP_LOGS": "0", "VLLM_LOGGING_LEVEL": "INFO"}
 """`breakpoint()` in any part waits for `ray debug`; no line of a log is left out. What is set already stays."""
-_OF_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
-"""Ray keeps in it what its jobs are started with."""
 _MARK = re.compile(r"^:(job_id|task_name|actor_name):(.*)$", re.MULTILINE)
 """Ray's lines in a log for its own use."""
 
@@ -48,7 +47,7 @@ def prepare() -> None:
 def of_workers() -> dict[str, Any]:
     """The runtime environment of all parts: on other nodes nothing has been prepared. Ray takes no variable twice, and
     a job's own ones go to its workers anyway."""
-    job = json.loads(os.environ.get(_OF_JOB, "{}")).get("runtime_env") or {}
+    job = json.loads(os.environ.get(JOB_CONFIG, "{}")).get("runtime_env") or {}
     return {"env_vars": {name: os.environ[name] for name in ENVIRONMENT.keys() - job.get("env_vars", {}).keys()}}
 
 

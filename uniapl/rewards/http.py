@@ -99,9 +99,8 @@ class HttpReward:
             answer = self._pool.request(
                 "POST", self._url, body=json.dumps(asked).encode(), redirect=False, preload_content=False
             )
-            with answer:
+            with answer:  # read to its end the connection is kept, else closed
                 status, body = answer.status, answer.read(MAX_BYTES + 1, decode_content=True)
-                answer.drain_conn()
         except urllib3.exceptions.HTTPError as error:
             said = str(getattr(error, "reason", None) or error)
             raise UnscorableError(f"no answer: {said.partition('): ')[2] or said}") from None
