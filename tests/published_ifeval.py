@@ -8,7 +8,8 @@ SmolLM2-135M-Instruct, cut to fit, the same changed by turns, and texts made to 
     python tests/published_ifeval.py smol.json
 
 Prompts with one of the two instructions that need NLTK's data come last; it has to be there (`python -m nltk.downloader
-punkt_tab`). Their texts in the file as it stands are fixed ones and such as were made to follow, none of the model's. Left out are the two prompts whose letter (`#`, `!`) the verifier replaces by a random one.
+punkt_tab`). Their texts in the file as it stands are fixed ones and such as were made to follow, none of the model's.
+Left out are the two prompts whose letter (`#`, `!`) the verifier replaces by a random one.
 """
 
 from __future__ import annotations
