@@ -39,7 +39,7 @@ def file(path: Path, text: str) -> Path:
 
 
 def test_this_machine_and_a_configuration_within_20_seconds(tmp_path: Path, tiny: Path) -> None:
-    """The command as a user runs it, from its start to its end; in seconds of a processor, which others do not delay."""
+    """The command as a user runs it, to its end; in seconds of a processor, which nobody else delays."""
     config = toy_config(tmp_path, tiny, rollout={"kv_cache_gib": 0.1})
     missing = f"redis://127.0.0.1:{free_port()}/0"
     command = [Path(sys.executable).parent / "uniapl", "doctor", config, f"reward.redis_url={missing}", "--json"]
