@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import redis as redis_client
+from helpers_batches import assert_demonstrations_in_order
 from helpers_cli import ROOT, batch_rows, litter, shared_memory, start
 from helpers_redis import Server, free_port
 from helpers_toy import toy_config
@@ -37,7 +38,7 @@ QUEUE, REPLICA = "ray::QueueActor", "ray::ServeReplica"
 CLUSTERS_OWN = ("raylet", "gcs_server", "log_monitor.py", "monitor.py", "dashboard", "ray::DashboardAgent")
 CLUSTERS_OWN += ("ray::RuntimeEnvAgent", "ray::IDLE", "redis-server")
 """Titles of what stays when a run has ended: the cluster itself, workers of it that do nothing, and Redis."""
-GROUPS, SAMPLES, STALENESS = 4, 4, 2
+GROUPS, SAMPLES, DEMONSTRATIONS, STALENESS = 4, 4, 4, 2
 PATIENCE_S = 600.0
 
 
@@ -97,7 +98,7 @@ class World:
             run={"name": self.run.name} | sections.pop("run"),
             rollout={"min_actors": 1, "groups_in_flight": 4} | sections.pop("rollout"),
             reward=reward | sections.pop("reward"),
-            queue={"groups_per_step": GROUPS, "max_staleness": STALENESS},
+            queue={"groups_per_step": GROUPS, "demonstrations_per_step": DEMONSTRATIONS, "max_staleness": STALENESS},
             learner={"ranks": 2, "learning_rate": 1e-3},
             cluster={"address": self.cluster.address} | sections.pop("cluster"),
             **sections,
@@ -261,6 +262,12 @@ class World:
         ages = {row["step"] - span["version"] for batch in batches for row in batch for span in row["versions"] or []}
         assert ages <= set(range(STALENESS + 1))
         assert max(ages) > 0
+
+    def assert_no_demonstration_was_skipped_or_repeated(self, steps: int) -> None:
+        """In any life, over more than one epoch."""
+        batches = batch_rows(self.run)
+        assert len(batches) == steps
+        assert_demonstrations_in_order(self.config, batches, DEMONSTRATIONS)
 
     def assert_engines_hold_the_learners_weights(self) -> None:
         """By log-probabilities, and their greedy responses are those of the model that the learner wrote."""

@@ -141,3 +141,7 @@ def test_nothing_is_left_of_any_life(lived: World) -> None:
 
 def test_the_engines_held_the_weights_of_the_learner_at_the_end(lived: World) -> None:
     lived.assert_engines_hold_the_learners_weights()
+
+
+def test_no_demonstration_was_skipped_or_repeated_in_any_life(lived: World) -> None:
+    lived.assert_no_demonstration_was_skipped_or_repeated(STEPS)
