@@ -208,6 +208,7 @@ def test_a_run_under_random_faults_keeps_its_books(place: World, disk: Path | No
         flush=True,
     )
     place.assert_every_group_was_consumed_once(STEPS)
+    place.assert_no_demonstration_was_skipped_or_repeated(STEPS)
     place.assert_engines_hold_the_learners_weights()
     assert_every_kind_was_made(made)
     assert_nothing_was_retried_without_a_fault(place, made, state)
