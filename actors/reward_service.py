@@ -136,7 +136,11 @@ def stop_reward_service(job: str | None = None) -> None:
     Args:
         job: the driver's; None: this process's.
     """
-    name, found = application(job), serve.status().applications
+    name = application(job)
+    try:
+        found = serve.status().applications
+    except RayActorError:  # it ended with another run, after this one's service
+        return
     if any(other.status != ApplicationStatus.DELETING for other_name, other in found.items() if other_name != name):
         if name in found:
             serve.delete(name)

@@ -188,17 +188,6 @@ def until_gone(name: str) -> None:
         time.sleep(0.2)
 
 
-def test_a_second_run_has_a_service_of_its_own_which_ends_when_its_driver_is_killed(service):
-    with another_run() as job:
-        assert set(serve.status().applications) == {application(), application(job)}
-        [score] = service.score.remote(request("Still mine.")).result(timeout_s=60)
-        assert score.reward == 1.5
-    until_gone(application(job))
-    [score] = service.score.remote(request("Mine even now.")).result(timeout_s=60)
-    assert score.reward == 1.5
-    assert set(serve.status().applications) == {application()}
-
-
 def test_a_replica_in_which_too_many_calls_hang_is_replaced(service):
     pid = service.stats.remote().result(timeout_s=60)["pid"]
     scores = service.score.remote(request(*[f"hang {i}" for i in range(10)])).result(timeout_s=60)
@@ -217,7 +206,7 @@ def test_a_replica_in_which_too_many_calls_hang_is_replaced(service):
 
 
 def test_with_more_groups_under_way_than_a_batch_a_second_replica_helps(service):
-    """Last of those with this service: the others ask the one replica for its counters."""
+    """After the others with this service, which ask the one replica for its counters."""
 
     async def answered_by(round_: int) -> set[int]:
         slow = [service.score.remote(request(f"slow {round_}.{i}")) for i in range(4 * CONFIG.reward.batch_size)]
@@ -258,10 +247,13 @@ def test_what_the_configuration_names_and_is_not_there_is_one_line_before_anythi
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
-def test_with_the_last_driver_serve_itself_ends(cluster):
-    stop_reward_service()
-    until_gone("Serve")
-    with another_run():
+def test_a_second_run_has_a_service_of_its_own_which_ends_when_its_driver_is_killed_and_serve_with_the_last(service):
+    with another_run() as job:
+        assert set(serve.status().applications) == {application(), application(job)}
+        [score] = service.score.remote(request("Still mine.")).result(timeout_s=60)
+        assert score.reward == 1.5
+        stop_reward_service()
+        assert set(serve.status().applications) == {application(job)}
         assert len(serving("Serve")) == 2, "controller and replica"
     until_gone("Serve")
 
