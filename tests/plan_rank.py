@@ -1,8 +1,9 @@
-"""One ZeRO-3 rank on a CPU that makes two steps and sends its weights. Started by test_plan_reality.py."""
+"""A ZeRO-3 rank on a CPU that makes two steps and sends its weights. Started by test_plan_reality.py."""
 
 from __future__ import annotations
 
 import json
+import os
 import random
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ import xxhash
 
 from uniapl import transfer
 from uniapl.config import Config, load_config
-from uniapl.records import Group, MixedBatch, Prompt, Sample, Score, VersionSpan
+from uniapl.records import Demonstration, Group, MixedBatch, Prompt, Sample, Score, VersionSpan
 
 HOST = "127.0.0.1"
 DEADLINE_S = 120.0
@@ -24,27 +25,33 @@ MICRO_BATCHES = 2
 
 
 def main(config: Config) -> dict[str, float]:
-    """Bytes: the most that this process held over two steps, and what a broadcast sent."""
+    """Bytes: the most that this process held over two steps, and what a broadcast of the first rank sent."""
     from learner.device import local_device, set_threads
     from learner.step import train_step
     from learner.weight_source import ZeroSource
     from learner.zero import build_engine, join_ranks
     from uniapl.policy import load_policy
 
-    device = local_device(0)
-    set_threads(0, 1)
+    rank, device = int(os.environ["RANK"]), local_device(0)
+    set_threads(0, config.learner.ranks)
     join_ranks(device, DEADLINE_S)
     policy = load_policy(config.model.path, config.learner.activation_checkpointing, device.attention)
-    engine = build_engine(policy, config.learner, 1, local_device(0))
-    weights = {"demonstration": 0.0, "preference": 0.9, "adversarial": 0.1, "kl": 0.0}
+    engine = build_engine(policy, config.learner, config.learner.ranks, local_device(0))
+    weights = {"demonstration": 0.5, "preference": 0.4, "adversarial": 0.1, "kl": 0.0}
     for step in range(2):
-        train_step(engine, full_rows(config, step), config, weights, 1e-5, device.torch_device)
-    return {"peak": peak_bytes(), "sent": broadcast(ZeroSource(engine.module, getattr(torch, config.rollout.dtype)))}
+        train_step(engine, full_rows(config, 2 * step + rank), config, weights, 1e-5, device.torch_device)
+    if device.torch_device != "cpu":
+        return {"peak": float(torch.cuda.max_memory_allocated())}
+    peak, source = peak_bytes(), ZeroSource(engine.module, getattr(torch, config.rollout.dtype))
+    return {"peak": peak, "sent": broadcast(source) if rank == 0 else float(sum(0 for _ in source.gather_layers()))}
 
 
-def full_rows(config: Config, step: int) -> MixedBatch:
-    """Groups that fill `MICRO_BATCHES` micro-batches to the last token: one group of 4 samples in a row."""
-    draw = random.Random(step)
+def full_rows(config: Config, seed: int) -> MixedBatch:
+    """Rows that are full to the last token: a group of 4 samples in each, or a demonstration.
+
+    `MICRO_BATCHES` of groups, and one of demonstrations.
+    """
+    draw = random.Random(seed)
     length = 64
     prompt = config.learner.row_tokens - 4 * length
 
@@ -58,7 +65,10 @@ def full_rows(config: Config, step: int) -> MixedBatch:
             for i in range(4)
         ]
         groups.append(Group(number, Prompt(str(number), [], ids(prompt)), samples, "a"))
-    return MixedBatch(step, groups, [])
+    demonstrations = [
+        Demonstration(str(number), ids(prompt), ids(4 * length)) for number in range(config.learner.micro_batch_rows)
+    ]
+    return MixedBatch(0, groups, demonstrations)  # a step that is diagnosed, where any is
 
 
 def peak_bytes() -> float:

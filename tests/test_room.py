@@ -9,6 +9,8 @@ import pytest
 import ray
 import requests
 import yaml
+from helpers_cli import start
+from helpers_toy import toy_config
 from ray.util.placement_group import remove_placement_group
 
 from actors.reward_service import replica_class
@@ -159,6 +161,18 @@ def test_the_limit_is_read_where_ray_up_leaves_it(tmp_path: Path) -> None:
     assert limit is not None and limit.at_most == 5
     most = [limit.most(lambda node, name=name: node.get(name, 0)) for name in ("GPU", "CPU", "TPU")]
     assert most == [8 + 4 * 2, 16 + 64 + 4 * 16, 0]
+
+
+def test_a_run_that_its_machine_can_never_hold_ends_before_anything_starts(
+    tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its own Ray takes from the environment that the machine has two GPUs. tests/test_job.py has it for a cluster."""
+    monkeypatch.setenv("RAY_OVERRIDE_RESOURCES", '{"GPU": 2}')
+    process = start(toy_config(tmp_path, tiny), "learner.ranks=4")
+    output, _ = process.communicate(timeout=120)
+    line = "cluster: needs 5 GPU, 4 for the learner (learner.ranks) and 1 for the engines (rollout.actors); "
+    assert (process.returncode, output.splitlines()[-1]) == (2, f"{line}the cluster has 2"), output
+    assert "loading" not in output
 
 
 def test_what_is_waited_for_is_told_and_for_how_long(ray_session: Any, monkeypatch: pytest.MonkeyPatch) -> None:
