@@ -29,9 +29,10 @@ def spawned() -> Iterator[None]:
 
 @contextmanager
 def sockets() -> Iterator[None]:
-    """An engine that starts in the body has its sockets in a folder of their own, which is gone when it is up.
+    """An engine that starts in the body, and answers there, has its sockets in a folder of their own, which then goes.
 
-    vLLM would leave them in the system's folder for temporary files for ever; once connected they need no name.
+    vLLM would leave them in the system's folder for temporary files for ever. Once connected they need no name, which
+    an answer shows: a process that has not come to it yet would look for them in vain, and for ever.
     """
     with TemporaryDirectory(prefix="uniapl-") as folder:
         os.environ["VLLM_RPC_BASE_PATH"] = folder

@@ -70,10 +70,11 @@ class RolloutActor:
         with importing():
             from vllm.v1.engine.async_llm import AsyncLLM
         began = time.monotonic()
-        with spawned(), sockets():
-            self._engine = AsyncLLM.from_engine_args(engine_args(self._config, self._gpu))
-        await self._engine.update_weight_version("0")
-        await self.generate([1, 2, 3], n=1, temperature=1.0, max_tokens=2, seed=0)
+        with sockets():  # until it has answered: its process connects them in its own time
+            with spawned():
+                self._engine = AsyncLLM.from_engine_args(engine_args(self._config, self._gpu))
+            await self._engine.update_weight_version("0")
+            await self.generate([1, 2, 3], n=1, temperature=1.0, max_tokens=2, seed=0)
         return time.monotonic() - began
 
     async def attach(self, queue: Any, reward: Any) -> None:
