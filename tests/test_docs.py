@@ -94,6 +94,7 @@ def test_links_to_other_sites_are_followed_to_an_answer(capsys, monkeypatch):
         gone.server_close()
         said = {}
         for links in ([f"{here}/faq.md"], [f"{here}/faq.md", f"{here}/no.md"], [f"{nobody}/faq.md"]):
+            # The site's own links lead elsewhere: these lead to the server above.
             monkeypatch.setattr(follow_links, "outside_links", lambda links=links: dict.fromkeys(links, "page"))
             status = follow_links.main([])
             said[status] = capsys.readouterr().out

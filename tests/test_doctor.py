@@ -39,15 +39,13 @@ def file(path: Path, text: str) -> Path:
 
 
 def test_this_machine_and_a_configuration_within_20_seconds(tmp_path: Path, tiny: Path) -> None:
-    """The command as a user runs it, to its end; in seconds of a processor, which nobody else delays."""
+    """The command as a user runs it, from its start to its end."""
     config = toy_config(tmp_path, tiny, rollout={"kv_cache_gib": 0.1})
     missing = f"redis://127.0.0.1:{free_port()}/0"
     command = [Path(sys.executable).parent / "uniapl", "doctor", config, f"reward.redis_url={missing}", "--json"]
-    before = os.times()
+    began = time.monotonic()
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    after = os.times()
-    used = after.children_user + after.children_system - before.children_user - before.children_system
-    assert used < 20
+    assert time.monotonic() - began < 20
     told, status = json.loads(done.stdout), done.returncode
     found = {check["check"]: check for check in told["checks"]}
     machine = ["processor", "memory", "shared memory", "disk", "limits", "Python", "packages", "sockets", "Ray ports"]
