@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from learner.zero_files import UNIVERSAL
 from uniapl.runlog import RunError
 from uniapl.storage import Fingerprint, fingerprint
 
@@ -110,9 +111,10 @@ def whole_checkpoint(folder: Path, step: int) -> Path:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """What a killed run had begun to write."""
-    for partial in (folder / "checkpoints").glob("step-*.partial"):
-        shutil.rmtree(partial, ignore_errors=True)
+    """What a killed run had begun to write, or to convert for another number of ranks."""
+    for ending in (".partial", UNIVERSAL):
+        for place in (folder / "checkpoints").glob(f"step-*{ending}"):
+            shutil.rmtree(place, ignore_errors=True)
 
 
 def other_versions(place: Path) -> str | None:

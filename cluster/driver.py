@@ -84,7 +84,7 @@ def _one_life(run: Run, resume: bool) -> None:
         live.phase("loading engines, learner and reward service")
         system.start()
         controllers = Controllers(config.objective)
-        first = restore(system, controllers, folder, run.log, store) if resume else 0
+        first = restore(system, controllers, folder, run.log, live, store) if resume else 0
         live.phase("checking the weight round trip")
         live.note(check_weight_round_trip(system, first))
         if first == 0:

@@ -39,8 +39,8 @@ def export_checkpoint(run: Path, step: str = "newest", out: Path | None = None, 
     folder.parent.mkdir(parents=True, exist_ok=True)
     dtype = dtype or config.learner.dtype
     card = model_card(run, number, dtype)
-    from learner.checkpoint import TAG
     from learner.export import export_shards
+    from learner.zero_files import TAG
 
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(f"{place.name}: weights", total=None)

@@ -7,6 +7,7 @@ import math
 import os
 import pdb
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -18,6 +19,7 @@ from pydantic import ValidationError
 from cluster.changes import check_changes
 from cluster.replay_steps import find_steps, measurements
 from learner.device import cpu_environment
+from learner.zero_files import TAG, ranks_in
 from uniapl.config import Config
 from uniapl.config_errors import ConfigError, set_dotted, validation_lines
 from uniapl.data.errors import DataError
@@ -179,8 +181,21 @@ def _load(config: Config, start: Path | None, note: Note) -> Rank:
     rank = Rank(0, _alone(config))
     if start is not None:
         note(f"loading {start} ...")
-        rank.load(str(start))
+        _load_checkpoint(rank, start)
     return rank
+
+
+def _load_checkpoint(rank: Rank, start: Path) -> None:
+    """Nothing is written beside the checkpoint: the run may be going on."""
+    from learner.universal import write_universal
+
+    if ranks_in(start / TAG) == 1:
+        rank.load(str(start))
+        return
+    with tempfile.TemporaryDirectory(prefix="uniapl-replay-") as name:
+        place = Path(name) / start.name
+        write_universal(start, place)
+        rank.load(str(place))
 
 
 def _end(rank: Rank) -> None:

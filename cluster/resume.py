@@ -21,7 +21,9 @@ QUEUE = "queue.json"
 CONTROLLERS = "controllers.json"
 
 
-def restore(system: System, controllers: Controllers, folder: Path, log: RunLog, store: RunStore | None = None) -> int:
+def restore(
+    system: System, controllers: Controllers, folder: Path, log: RunLog, live: LiveTable, store: RunStore | None = None
+) -> int:
     """Load the newest whole checkpoint, of the `store` where there is one; returns the optimizer steps it holds, 0
     without one.
 
@@ -40,7 +42,7 @@ def restore(system: System, controllers: Controllers, folder: Path, log: RunLog,
         controllers.load_state_dict(run_folder.read_json(place / CONTROLLERS))
     except ValueError as error:
         raise RunError(f"{place}: {error}; allowed: the kinds of objective weights that the run began with") from None
-    system.learner.load(place, saved_by)
+    system.learner.load(place, saved_by, live.note)
     system.answer(system.queue.load_state.remote(run_folder.read_json(place / QUEUE)))
     log.truncate_after(step)
     return step

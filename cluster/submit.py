@@ -22,7 +22,7 @@ AFTER_GRACE_S = 5
 def submit(
     config: Path,
     overrides: list[str],
-    method: str | None,
+    methods: list[str],
     resume: bool,
     address: str | None,
     wait: bool,
@@ -33,7 +33,7 @@ def submit(
     Args:
         config: a file below the current folder.
         overrides: of its keys.
-        method: see `load_config`.
+        methods: see `load_config`.
         resume: go on with the run.
         address: of the cluster's dashboard, such as http://127.0.0.1:8265; None: RAY_API_SERVER_ADDRESS, or the
             cluster on this machine.
@@ -47,11 +47,11 @@ def submit(
         ConfigError: wrong configuration, or what would go along is no code.
         RunError: no cluster answers, it refuses the job, or it goes while the job is waited for.
     """
-    loaded = load_config(config, overrides, method)
+    loaded = load_config(config, overrides, methods)
     require_absolute(loaded)
     here = Path.cwd()
     words = ["train", _below(config, here), *overrides]
-    if method:
+    for method in methods:
         words += ["--method", _below(Path(method), here) if method.endswith((".yaml", ".yml")) else method]
     words += ["--resume"] if resume else []
     # Ray ends a job with SIGTERM, and with SIGKILL 3 s later if nobody says how long the checkpoint may take.

@@ -11,12 +11,10 @@ import torch.distributed as dist
 from torch import nn
 
 from learner.export import write_folder
-from learner.reshard import load_resharded
 from learner.safe_load import SafeCheckpointEngine
-from learner.zero_files import ALLOWED, saved_ranks
+from learner.universal import is_universal, load_universal
+from learner.zero_files import ALLOWED, TAG, ranks_in
 from uniapl.runlog import RunError
-
-TAG = "zero"
 
 
 def save_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
@@ -25,11 +23,11 @@ def save_engine(engine: Any, folder: Path, tag: str = TAG) -> None:
 
 
 def load_engine(engine: Any, folder: Path, tag: str = TAG, saved_by: int | None = None) -> None:
-    """The inverse of `save_engine`, with any number of ranks.
+    """The inverse of `save_engine`.
 
     Args:
-        engine: as it was saved, or of another number of ranks.
-        folder: of the checkpoint.
+        engine: of as many ranks as saved it.
+        folder: of the checkpoint, or what `learner.universal.write_universal` made of it for any number of ranks.
         tag: of this engine.
         saved_by: the number of ranks that saved it, where `folder` holds only what this rank needs
             (`learner.zero_files.needed`); None: all of it is there.
@@ -37,14 +35,15 @@ def load_engine(engine: Any, folder: Path, tag: str = TAG, saved_by: int | None 
     Raises:
         RunError: there is nothing to load, or not all of it, or something that DeepSpeed did not write.
     """
-    present = (path.name for path in (folder / tag).glob("*"))
-    ranks = saved_ranks(present, folder / tag) if saved_by is None else saved_by
+    engine.checkpoint_engine = SafeCheckpointEngine(engine._config)
+    if is_universal(folder / tag):
+        load_universal(engine, folder, tag)
+        return
+    ranks = ranks_in(folder / tag) if saved_by is None else saved_by
     if ranks == 0:
         raise RunError(f"{folder / tag}: holds no ZeRO-3 state; {ALLOWED}")
     if ranks != dist.get_world_size():
-        load_resharded(engine, folder / tag, ranks)
-        return
-    engine.checkpoint_engine = SafeCheckpointEngine(engine._config)
+        raise RunError(f"{folder / tag}: was saved by {ranks} learner ranks; allowed: {dist.get_world_size()}")
     path, _ = engine.load_checkpoint(str(folder), tag=tag, load_lr_scheduler_states=False)
     if path is None:
         raise RunError(f"{folder / tag}: DeepSpeed loaded nothing; {ALLOWED}")

@@ -109,7 +109,7 @@ class CotrainedDiscriminator:
         save_engine(self._engine, folder, TAG)
 
     def load(self, folder: Path, saved_by: int | None = None) -> None:
-        """The inverse of `save`, with any number of ranks; `saved_by`: see `learner.checkpoint.load_engine`.
+        """The inverse of `save`; `saved_by`, and other numbers of ranks: see `learner.checkpoint.load_engine`.
 
         Raises:
             RunError: there is nothing to load.

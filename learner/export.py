@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from learner.reshard import SavedState
-from learner.zero_files import ALLOWED, saved_ranks
+from learner.shards import SavedWeights
+from learner.zero_files import ALLOWED, ranks_in
 from uniapl.policy import PREFIX
 from uniapl.runlog import RunError
 
@@ -61,17 +61,16 @@ def export_shards(
     Raises:
         RunError: there is no state, it is of another model, or holds something that DeepSpeed does not write.
     """
-    if (ranks := saved_ranks((path.name for path in shards.glob("*")), shards)) == 0:
+    if (ranks := ranks_in(shards)) == 0:
         raise RunError(f"{shards}: holds no ZeRO-3 state; {ALLOWED}")
-    saved = SavedState(shards, ranks)
+    saved = SavedWeights(shards, ranks)
     model = _without_weights(source).to(DTYPES[dtype])
     names = [name for name, _ in model.named_parameters()]
     if {PREFIX + name for name in names} != saved.places.keys():
         raise RunError(f"{shards}: holds other parameters than {source} has; {ALLOWED}")
     state = {}
     for number, name in enumerate(names, start=1):
-        whole = saved.whole(PREFIX + name, "fp32").view(saved.places[PREFIX + name].shape)
-        state[name] = whole.to(DTYPES[dtype])
+        state[name] = saved.whole(PREFIX + name).to(DTYPES[dtype])
         told(number, len(names))
     write_folder(model, state, source, folder, card)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import ray
 
 from learner.nonfinite import NonFiniteError
 from learner.worker import LearnerRank, Scores
+from learner.zero_files import TAG, UNIVERSAL, ranks_in
 from uniapl.broadcast_result import BroadcastError, Sent
 from uniapl.config import Config
 from uniapl.objective.sequences import TrainingSequence
@@ -111,17 +113,44 @@ class LearnerGroup:
     def save(self, folder: Path) -> None:
         self._all([rank.save.remote(str(folder.absolute())) for rank in self.ranks])
 
-    def load(self, folder: Path, saved_by: int | None = None) -> None:
-        """Load what `save` wrote; `saved_by`: see `learner.checkpoint.load_engine`."""
-        self._all([rank.load.remote(str(folder.absolute()), saved_by) for rank in self.ranks])
+    def load(self, folder: Path, saved_by: int | None = None, told: Callable[[str], None] = print) -> None:
+        """Load what `save` wrote; if another number of ranks wrote it, by way of a universal checkpoint beside it.
+
+        Args:
+            folder: of the checkpoint.
+            saved_by: the number of ranks that wrote it, where each rank's node has a copy of what its ranks need;
+                None: all see the same folder.
+            told: called with a line about what may take long.
+
+        Raises:
+            RunError: there is nothing to load, or not all of it, or no room beside it.
+        """
+        there = str(folder.absolute())
+        ranks = saved_by or ranks_in(folder / TAG)
+        if ranks in (0, len(self.ranks)):  # 0: the ranks say what is missing
+            self._all([rank.load.remote(there, saved_by) for rank in self.ranks])
+            return
+        told(f"{folder.name} was saved by {ranks} learner ranks: DeepSpeed's universal checkpoint is made of it")
+        place = there + UNIVERSAL
+        chosen = [self.ranks[i] for i in self._firsts(each_node=saved_by is not None)]
+        self._all([rank.write_universal.remote(there, place) for rank in chosen], bounded=False)
+        self._all([rank.load.remote(place, None) for rank in self.ranks])
+        self._all([rank.remove_universal.remote(place) for rank in chosen])
+
+    def _firsts(self, each_node: bool) -> list[int]:
+        """The first rank, of all or of each node."""
+        return sorted({self.nodes.index(node) for node in self.nodes}) if each_node else [0]
 
     def export(self, folder: Path, card: str) -> None:
         """The policy as a Hugging Face folder with `card` as its README.md."""
         self._all([rank.export.remote(str(folder.absolute()), card) for rank in self.ranks])
 
-    def _all(self, calls: list[Any]) -> list[Any]:
-        """The answers of all ranks, or the first error of any: the others may then wait for it for ever."""
-        pending, timeout = list(calls), self._config.cluster.step_timeout_s
+    def _all(self, calls: list[Any], bounded: bool = True) -> list[Any]:
+        """The answers of all ranks, or the first error of any: the others may then wait for it for ever.
+
+        Not `bounded`: what takes its time by the size of the model, and waits for nobody.
+        """
+        pending, timeout = list(calls), self._config.cluster.step_timeout_s if bounded else None
         while pending:
             done, pending = ray.wait(pending, timeout=timeout)
             if not done:

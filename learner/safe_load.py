@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,9 @@ from uniapl.runlog import RunError
 
 DEEPSPEEDS_OWN = [LossScaler, ZeroStageEnum]
 """What stands in the files beside tensors, numbers, texts and containers; both hold numbers alone."""
+torch.serialization.add_safe_globals(DEEPSPEEDS_OWN)
+FORCED = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""PyTorch's own: `weights_only=True` for every load of a process, whatever the caller says."""
 
 
 def safe_load(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -> Any:
@@ -25,11 +31,23 @@ def safe_load(path: str | Path, map_location: Any = "cpu", mmap: bool = False) -
         RunError: the file names anything else that would have to be called, or is no such file.
     """
     try:
-        with torch.serialization.safe_globals(DEEPSPEEDS_OWN):
-            return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
+        return torch.load(path, map_location=map_location, weights_only=True, mmap=mmap)
     except pickle.UnpicklingError as error:
         reason = " ".join(str(error).split())[:300]
         raise RunError(f"{path}: holds something that DeepSpeed does not write: {reason}; {ALLOWED}") from None
+
+
+@contextmanager
+def data_only() -> Iterator[None]:
+    """What DeepSpeed itself loads inside of the block is read as data too, also where it asks PyTorch for more."""
+    before = os.environ.get(FORCED)
+    os.environ[FORCED] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[FORCED]
+        if before is not None:
+            os.environ[FORCED] = before
 
 
 class SafeCheckpointEngine(TorchCheckpointEngine):

@@ -30,7 +30,10 @@ Scores = dict[int, list[tuple[float | None, float | None]]]
 
 
 class LearnerRank:
-    """`address`, then `start` on every rank, then any of the rest, which are collectives: see `learner.rank.Rank`."""
+    """`address`, then `start` on every rank, then any of the rest: see `learner.rank.Rank`.
+
+    They are collectives, but for `write_universal` and `remove_universal`.
+    """
 
     def __init__(self, rank: int, config: Config) -> None:
         self._number = rank
@@ -92,6 +95,18 @@ class LearnerRank:
 
     def save(self, folder: str) -> None:
         self._rank.save(self._own(folder))
+
+    def write_universal(self, folder: str, place: str) -> None:
+        """Of this node's files of a checkpoint what any number of ranks can load. Not a collective."""
+        from learner.universal import write_universal
+
+        made = Path(self._own(place))
+        shutil.rmtree(made, ignore_errors=True)
+        write_universal(Path(self._own(folder)), made)
+
+    def remove_universal(self, place: str) -> None:
+        """Not a collective."""
+        shutil.rmtree(self._own(place))
 
     def load(self, folder: str, saved_by: int | None) -> None:
         self._rank.load(self._own(folder), saved_by)

@@ -30,8 +30,8 @@ PRELOADED = [
     "transformers.models.qwen3.modeling_qwen3",
     "learner.cotrained",
     "learner.diagnostics",
-    "learner.reshard",
     "learner.step",
+    "learner.universal",
 ]
 WEIGHTED = {
     "preference": {"weight": 0.7},

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from helpers_zero import batch, config, full_weights, open_engine
 
-from learner.checkpoint import TAG, load_engine, save_engine
+from learner.checkpoint import load_engine, save_engine
 from learner.step import train_step
+from learner.universal import write_universal
+from learner.zero_files import TAG
 from uniapl.objective.controllers import Controllers
 from uniapl.runlog import RunError
 
@@ -50,9 +52,11 @@ def _tampered(engine: Any, out: Path, ranks: int, kind: str) -> tuple[str, bool]
     shutil.copytree(out / "bfloat16", place)
     for path in list((place / TAG).glob(f"*{kind}_states.pt")):
         torch.save(torch.load(path, weights_only=False) | {"note": Code(ran)}, path)
-    for path in list((place / TAG).glob("*_optim_states.pt")) if ranks == 2 else []:  # takes the way of resharding
+    for path in list((place / TAG).glob("*_optim_states.pt")) if ranks == 2 else []:  # goes by the universal checkpoint
         shutil.copy(path, path.with_name(path.name.replace("pp_rank_0", "pp_rank_1")))
     try:
+        if ranks == 2:
+            write_universal(place, out / f"{ranks}-{kind}-universal")
         load_engine(engine, place)
     except RunError as error:
         return str(error), ran.exists()

@@ -163,4 +163,4 @@ def test_overrides_may_stand_after_options() -> None:
     from cluster.cli import _arguments
 
     found = _arguments(["train", "c.yaml", "a.b=1", "-m", "sft", "run.steps=2"])
-    assert (found.method, found.overrides) == ("sft", ["a.b=1", "run.steps=2"])
+    assert (found.methods, found.overrides) == (["sft"], ["a.b=1", "run.steps=2"])

@@ -28,6 +28,7 @@ import jsonschema
 import pytest
 import yaml
 from botocore.validate import ParamValidator
+from helpers_debug import DEBUG_DATA, ONE_MACHINE, debug_overrides
 from helpers_qwen3 import write_config
 from ray.autoscaler._private.aws.config import _configure_security_group
 from ray.autoscaler._private.gcp.config import _configure_subnet
@@ -50,7 +51,6 @@ CLOUDS = ["aws", "gcp"]
 FILES = ["aws.yaml", "gcp.yaml", "kuberay-base.yaml", "kuberay-cluster.yaml", "kuberay.yaml", "Dockerfile"]
 PARTS = ["learner", "rollout", "reward"]
 KUBERNETES = ["1.31", "1.37"]
-OVERLAY = ROOT / "configs/debug/one-machine.yaml"
 STOP_WAIT = "RAY_JOB_STOP_WAIT_TIME_S=600"
 
 
@@ -226,20 +226,25 @@ def unknown_to_google(value: Any, schema: dict[str, Any], schemas: dict[str, Any
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
-def test_one_overlay_makes_any_configuration_one_for_this_machine(path: Path, smollm2: Path) -> None:
+def test_an_overlay_makes_any_configuration_one_for_this_machine(path: Path, smollm2: Path) -> None:
     """In 16 GiB, with the packaged model of 49,152 tokens."""
-    config = load_config(path, [f"model.path={smollm2}"], str(OVERLAY))
+    config = load_config(path, [f"model.path={smollm2}"], [ONE_MACHINE])
     assert (config.cluster.address, config.learner.ranks, config.rollout.actors) == ("local", 1, 1)
     assert make_plan(config, Machines(gpus=0, cpu_gib=16), Rates()).misfits == []
     check_model(config, 49_152)
     assert config.objective == load_config(path).objective
 
 
-def test_and_train_finds_nothing_wrong_before_it_starts(smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(ROOT)  # where the overlay's own paths begin
-    assert yaml.safe_load(OVERLAY.read_text())["model"]["path"] == "models/SmolLM2-135M-Instruct"
-    config = load_config(ROOT / "configs/qwen3-32b.yaml", [f"model.path={smollm2}"], str(OVERLAY))
-    assert len(preflight(config)) == config.evaluation.prompts
+@pytest.mark.parametrize("data", DEBUG_DATA)
+def test_three_overrides_and_train_finds_nothing_wrong_before_it_starts(
+    data: str, smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)  # where the overlays' own paths begin
+    methods, overrides = debug_overrides(data, smollm2, tmp_path)
+    assert len(methods) + len(overrides) == 3
+    config = load_config(ROOT / "configs/qwen3-32b.yaml", overrides, methods)
+    assert [function.name for function in config.reward.functions] == ["math" if data == "own" else "ifeval"]
+    assert len(preflight(config)) == config.evaluation.prompts == (0 if data == "own" else 8)
 
 
 def test_hadolint_has_nothing_to_say_of_the_dockerfile(tmp_path: Path) -> None:

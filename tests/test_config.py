@@ -12,11 +12,11 @@ from uniapl.objective_config import Coefficient
 SMALLEST = "model: {path: m}\ndata: {train: [t.arrow], heldout: [h.arrow]}\n"
 
 
-def load(tmp_path, text="", overrides=(), method=None):
+def load(tmp_path, text="", overrides=(), methods=()):
     """The configuration of `SMALLEST` and `text`, in a file called tiny.yaml."""
     path = tmp_path / "tiny.yaml"
     path.write_text(SMALLEST + text)
-    return load_config(path, list(overrides), method)
+    return load_config(path, overrides, methods)
 
 
 def leaves(model, prefix=""):
@@ -93,12 +93,23 @@ def test_a_method_is_laid_over_the_file_and_under_the_overrides(tmp_path):
         "objective: {preference: {weight: 0}, demonstration: {weight: 1}}\nqueue: {groups_per_step: 0}\n"
     )
     text = "objective: {preference: {clip_low: 0.1}}\nqueue: {groups_per_step: 4, demonstrations_per_step: 3}\n"
-    config = load(tmp_path, text, ["objective.demonstration.weight=0.5"], method="sft")
+    config = load(tmp_path, text, ["objective.demonstration.weight=0.5"], methods=["sft"])
     assert not config.objective.uses_rollouts
     assert config.objective.demonstration.weight == Coefficient(value=0.5)
     assert config.objective.preference.clip_low == 0.1
     assert (config.queue.groups_per_step, config.queue.demonstrations_per_step) == (0, 3)
-    assert load(tmp_path, text, method=str(tmp_path / "methods/sft.yaml")).objective.weight_at("demonstration", 0) == 1
+    alone = load(tmp_path, text, methods=[str(tmp_path / "methods/sft.yaml")])
+    assert alone.objective.weight_at("demonstration", 0) == 1
+
+
+def test_a_later_method_wins_and_what_it_leaves_stays(tmp_path):
+    files = []
+    for name, text in [("a", "rollout: {actors: 1}\nlearner: {ranks: 3}\n"), ("b", "learner: {ranks: 2}\n")]:
+        files.append(str(tmp_path / f"{name}.yaml"))
+        (tmp_path / f"{name}.yaml").write_text(text)
+    config = load(tmp_path, "rollout: {actors: 8}\n", methods=files)
+    assert (config.rollout.actors, config.learner.ranks) == (1, 2)
+    assert load(tmp_path, methods=files[::-1]).learner.ranks == 3
 
 
 @pytest.mark.parametrize(

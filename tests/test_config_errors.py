@@ -235,10 +235,10 @@ FILES = [
 ]
 
 
-def message(path, overrides=(), method=None):
+def message(path, overrides=(), methods=()):
     """What `load_config` says, with the file called FILE and its folder DIR."""
     with pytest.raises(ConfigError) as raised:
-        load_config(path, list(overrides), method)
+        load_config(path, overrides, methods)
     return str(raised.value).replace(str(path), "FILE").replace(str(path.parent), "DIR")
 
 
@@ -300,18 +300,18 @@ def test_an_endless_file_is_read_only_up_to_the_limit():
 @pytest.mark.parametrize("method", ["nope", "../config", ""])
 def test_an_unknown_method_lists_those_there_are(smallest, method):
     expected = f"--method: got '{method}'; allowed: a .yaml file, or one in DIR/methods"
-    assert message(smallest, method=method) == f"{expected}: none"
+    assert message(smallest, methods=[method]) == f"{expected}: none"
     (smallest.parent / "methods").mkdir()
     for name in ("sft", "grpo"):
         (smallest.parent / f"methods/{name}.yaml").write_text("")
-    assert message(smallest, method=method) == f"{expected}: grpo, sft"
+    assert message(smallest, methods=[method]) == f"{expected}: grpo, sft"
 
 
 def test_a_wrong_value_is_blamed_on_the_layer_that_set_it(smallest):
     (smallest.parent / "methods").mkdir()
     (smallest.parent / "methods/bad.yaml").write_text("run: {seed: -1}\nqueue: {groups: 3}\nlearner: {ranks: 0}\n")
     smallest.write_text(SMALLEST + "run: {steps: 0, seed: 1}\n")
-    assert message(smallest, ["learner.ranks=-1"], "bad").splitlines() == [
+    assert message(smallest, ["learner.ranks=-1"], ["bad"]).splitlines() == [
         f"DIR/methods/bad.yaml: run.seed: got -1; allowed: {SEED}",
         "FILE: run.steps: got 0; allowed: a whole number > 0",
         "DIR/methods/bad.yaml: queue.groups: unknown key; did you mean 'min_group'? "

@@ -2,7 +2,7 @@
 compares log-probabilities with the learner's, in transformers and in vLLM.
 
 Shards are cut here as DeepSpeed lays them out, because a ZeRO-3 learner takes half a minute to start;
-`test_reshard.py` and the whole run have DeepSpeed's own.
+the whole run has DeepSpeed's own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from cluster.checkpoints import save_checkpoint
 from cluster.cli import main
 from cluster.export import export_checkpoint
 from cluster.run_folder import save_data_record
-from learner.checkpoint import TAG
+from learner.zero_files import TAG
 from uniapl.analysis import Evaluation
 from uniapl.model_card import model_card
 from uniapl.policy import PREFIX

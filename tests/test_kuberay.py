@@ -195,7 +195,7 @@ def entrypoint() -> tuple[Config, Any]:
     program, *words = shlex.split(kuberay("RayJob")["spec"]["entrypoint"])
     arguments = _arguments([word.replace("/opt/uniapl", str(ROOT)) for word in words])
     assert program == "uniapl"
-    return load_config(arguments.config, arguments.overrides, arguments.method), arguments
+    return load_config(arguments.config, arguments.overrides, arguments.methods), arguments
 
 
 def test_the_entrypoint_is_a_command_line_of_ours() -> None:

@@ -42,7 +42,7 @@ WEIGHTS = [
 
 
 def load(method: str, *overrides: str) -> Config:
-    return load_config(ROOT / "configs/local.yaml", list(overrides), method)
+    return load_config(ROOT / "configs/local.yaml", overrides, [method])
 
 
 def test_these_are_the_methods_that_there_are() -> None:
@@ -65,7 +65,7 @@ def test_a_method_sets_all_that_it_stands_for_whatever_was_there(method: str, ot
     tree["objective"] = read_yaml(ROOT / f"configs/methods/{other}.yaml")["objective"]
     path = tmp_path / "base.yaml"
     path.write_text(yaml.safe_dump(tree))
-    found = Controllers(load_config(path, [], str(ROOT / f"configs/methods/{method}.yaml")).objective)
+    found = Controllers(load_config(path, [], [str(ROOT / f"configs/methods/{method}.yaml")]).objective)
     alone = Controllers(load(method).objective)
     assert [found.weights(step) for step in (0, 99, 100, 300)] == [alone.weights(step) for step in (0, 99, 100, 300)]
 

@@ -180,6 +180,12 @@ def test_a_step_of_stale_samples_is_replayed(seen: dict[str, Any]) -> None:
     assert found["recorded"]["kl/behaviour"] > 0
 
 
+def test_the_second_life_had_another_number_of_ranks(seen: dict[str, Any]) -> None:
+    line = "step-00006 was saved by 2 learner ranks: DeepSpeed's universal checkpoint is made of it"
+    assert line in seen["output"]
+    assert [path.name for path in seen["run"].rglob("*.universal")] == []
+
+
 def test_the_second_life_had_another_number_of_actors(last: Any) -> None:
     actors = [{row["actor"] for row in batch if row["kind"] == "sample"} for batch in last[2]]
     assert set().union(*actors[:6]) == {"rollout-0"}

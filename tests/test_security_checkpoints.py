@@ -26,7 +26,7 @@ def test_what_deepspeed_writes_is_loaded_and_written_again(found: dict[str, Any]
 
 
 @pytest.mark.parametrize("kind", ["optim", "model"])
-@pytest.mark.parametrize("ranks", [1, 2], ids=["as saved", "resharded"])
+@pytest.mark.parametrize("ranks", [1, 2], ids=["as saved", "by other ranks"])
 def test_code_in_a_checkpoint_is_refused_and_not_run(found: dict[str, Any], ranks: int, kind: str) -> None:
     said, ran = found[f"{ranks} {kind}"]
     assert f"{kind}_states.pt: holds something that DeepSpeed does not write: " in said

@@ -23,12 +23,16 @@ STEPS = 3
 
 @dataclass
 class Story:
-    """What was seen of both lives."""
+    """What was seen of three lives, the third of them with one learner rank in the place of two."""
 
     url: str
     first: Path
     second: Path
+    third: Path
     output: str
+    """Of the second."""
+    last: str
+    """Of the third."""
     held: dict[str, storage.Entry]
     """In the store when the first life was over."""
 
@@ -51,7 +55,7 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Stor
         for path in shards.values():
             path.unlink()
         sft = ("-m", str(ROOT / "configs" / "methods" / "sft.yaml"))
-        url, first, second = f"{bucket}/runs/toy", folder / "first", folder / "second"
+        url, (first, second, third) = f"{bucket}/runs/toy", (folder / name for name in ("first", "second", "third"))
         killed(config, f"save:{STEPS}:0", *sft, f"run.scratch={first}")
         held = storage.find(url)
         # The newest is changed on its way, and a later one was never finished.
@@ -62,7 +66,10 @@ def story(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> Iterator[Stor
         shutil.copytree(load_config(config, [f"run.scratch={first}"]).run_dir, metrics)
         shutil.rmtree(first)
         output = train(config, *sft, f"run.scratch={second}", "--resume")
-        yield Story(url, metrics, load_config(config, [f"run.scratch={second}"]).run_dir, output, held)
+        alone = ("learner.ranks=1", f"run.steps={STEPS + 1}", f"run.scratch={third}")
+        last = train(config, *sft, *alone, "--resume")
+        runs = [load_config(config, [f"run.scratch={place}"]).run_dir for place in (second, third)]
+        yield Story(url, metrics, *runs, output, last, held)
 
 
 def test_the_store_holds_the_whole_run_as_far_as_it_counts(story: Story) -> None:
@@ -89,12 +96,22 @@ def test_its_losses_are_those_of_the_run_that_was_killed(story: Story) -> None:
 def test_everything_is_in_the_store_at_the_end(story: Story) -> None:
     names = storage.find(story.url)
     kept = {name.split("/")[1] for name in names if name.startswith("checkpoints/")}
-    assert kept == {"step-00002", "step-00003", "step-00009"}, "of what is not later than the newest, keep_last"
+    assert kept == {"step-00003", "step-00004", "step-00009"}, "of what is not later than the newest, keep_last"
     assert {"report.html", "model/model.safetensors", "batches/step-00002.arrow"} <= names.keys()
-    assert storage.read(f"{story.url}/metrics.jsonl") == (story.second / "metrics.jsonl").read_bytes()
-    assert story.output.rstrip().endswith(f"report: {story.url}/report.html")
+    assert storage.read(f"{story.url}/metrics.jsonl") == (story.third / "metrics.jsonl").read_bytes()
+    assert story.last.rstrip().endswith(f"report: {story.url}/report.html")
+
+
+def test_another_number_of_learner_ranks_goes_on_by_a_universal_checkpoint_in_the_scratch_folder(story: Story) -> None:
+    assert "step-00003 was saved by 2 learner ranks: DeepSpeed's universal checkpoint is made of it" in story.last
+    second, third = (read_metrics(place) for place in (story.second, story.third))
+    assert (third[:STEPS], [m["step"] for m in third]) == (second, [1, 2, 3, 4])
+    assert third[-1]["expert/nll"] < third[-2]["expert/nll"] < third[0]["expert/nll"]
+    assert not list(story.third.rglob("*.universal")) and not any(
+        "universal" in name for name in storage.find(story.url)
+    )
 
 
 def test_no_credentials_are_written(story: Story) -> None:
-    assert files_with(story.second, SECRET) == []
-    assert SECRET not in story.output
+    assert files_with(story.second, SECRET) == files_with(story.third, SECRET) == []
+    assert SECRET not in story.output + story.last

@@ -7,6 +7,7 @@ files that set values of this same tree.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -196,20 +197,20 @@ class Config(Section):
         return join(self.run.folder, self.run.name) if is_remote(self.run.folder) else None
 
 
-def load_config(path: str | Path, overrides: list[str] = [], method: str | None = None) -> Config:  # noqa: B006
-    """Read `path`, lay the method's file over it, then `overrides` (`key.sub=value`, YAML values).
+def load_config(path: str | Path, overrides: Sequence[str] = (), methods: Sequence[str] = ()) -> Config:
+    """Read `path`, lay the files of `methods` over it, then `overrides` (`key.sub=value`, YAML values).
 
     Args:
         path: the YAML file.
         overrides: such as `learner.ranks=2`; a later one wins.
-        method: a name found as `methods/NAME.yaml` beside `path`, or the path of a YAML file.
+        methods: each a name found as `methods/NAME.yaml` beside `path`, or the path of a YAML file; a later one wins.
 
     Raises:
         ConfigError: one line per wrong key or value.
     """
     path = Path(path)
     layers = [(str(path), read_yaml(path))]
-    if method is not None:
+    for method in methods:
         overlay = method_path(path, method)
         layers.append((str(overlay), read_yaml(overlay)))
     tree: dict[str, Any] = {"run": {"name": path.stem}}

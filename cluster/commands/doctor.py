@@ -30,7 +30,7 @@ def run(arguments: Namespace) -> int:
     from uniapl.config import load_config
 
     a = arguments
-    config = load_config(a.config, a.overrides, a.method) if a.config else None
+    config = load_config(a.config, a.overrides, a.methods) if a.config else None
     findings = examine(config, began)
     if a.json:
         print(json.dumps(as_json(findings, time.monotonic() - began), indent=1))

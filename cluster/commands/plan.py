@@ -32,5 +32,5 @@ def run(arguments: Namespace) -> int:
     from uniapl.config import load_config
     from uniapl.plan.command import run as run_plan
 
-    config = load_config(arguments.config, arguments.overrides, arguments.method)
+    config = load_config(arguments.config, arguments.overrides, arguments.methods)
     return run_plan(config, arguments)

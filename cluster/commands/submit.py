@@ -26,4 +26,4 @@ def run(arguments: Namespace) -> int:
     from cluster.submit import submit
 
     a = arguments
-    return submit(a.config, a.overrides, a.method, a.resume, a.address, not a.no_wait, a.json)
+    return submit(a.config, a.overrides, a.methods, a.resume, a.address, not a.no_wait, a.json)

@@ -55,7 +55,7 @@ def _train(arguments: Namespace, signals: Signals) -> str:
 
         debug.prepare()
         overrides = [*debug.OVERRIDES, *overrides]
-    config = load_config(arguments.config, overrides, arguments.method)
+    config = load_config(arguments.config, overrides, arguments.methods)
     signals.bound(config.run.grace_seconds, lambda: kept(config.run_dir))
     with signals.held(), importing():
         from cluster.driver import train

@@ -31,7 +31,8 @@ def add_config(
     parser.add_argument("config", type=Path, nargs="?" if optional else None, metavar="CONFIG", help=config)
     overrides = parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"such as {override}")
     overrides.completer = _keys  # type: ignore[attr-defined]  # (argcomplete's)
-    parser.add_argument("-m", "--method", help="a file in CONFIG's methods/ folder, such as sft, or a path")
+    told = "a file in CONFIG's methods/ folder, such as sft, or a path; may be repeated"
+    parser.add_argument("-m", "--method", action="append", default=[], dest="methods", metavar="METHOD", help=told)
 
 
 def count(text: str) -> int:

@@ -1,4 +1,5 @@
-"""ZeRO-3 state goes from 2 ranks to 1, to 3 and back to 2, bit for bit: policy and cotrained discriminator."""
+"""ZeRO-3 state goes from 2 ranks to 1, to 3 and back to 2, bit for bit, by DeepSpeed's universal checkpoint:
+policy and cotrained discriminator."""
 
 from __future__ import annotations
 
@@ -10,7 +11,8 @@ import pytest
 import torch
 from helpers_zero import run_ranks
 
-from learner.zero_files import needed, saved_ranks
+from learner.universal import _require_space, write_universal
+from learner.zero_files import TAG, needed, saved_ranks
 from uniapl.runlog import RunError
 
 WORLDS = (2, 1, 3, 2)
@@ -24,10 +26,10 @@ def runs(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str,
 
     What they load holds only the files that they need, as where these were fetched from an object store.
     """
-    base, load, found = tmp_path_factory.mktemp("reshard"), "", []
+    base, load, found = tmp_path_factory.mktemp("universal"), "", []
     for number, ranks in enumerate(WORLDS):
-        spec = {"model": str(tiny), "load": load, "saved_by": WORLDS[number - 1], "first": 2 * number}
-        out = run_ranks("rank_reshard", base / f"{number}", ranks, spec)
+        spec = {"model": str(tiny), "load": load, "first": 2 * number}
+        out = run_ranks("rank_universal", base / f"{number}", ranks, spec)
         load = str(base / f"{number}-needed")
         names = [str(path.relative_to(out)) for path in out.rglob("*")]
         for name in needed(names, [0], ranks, WORLDS[(number + 1) % len(WORLDS)]):
@@ -60,6 +62,20 @@ def test_training_goes_on_and_a_counter_is_each_parameters_own(runs: list[dict[s
         assert steps == {2.0 * (number + 1)}
     losses = [policy for run in runs for policy, _ in run["losses"]]
     assert losses == sorted(losses, reverse=True), "on the same batch the loss falls in every step"
+
+
+def test_what_does_not_fit_on_the_disk_is_one_line(tmp_path: Path) -> None:
+    sizes = r"what another number of learner ranks loads needs \d+ MiB there, \d+ MiB are free"
+    with pytest.raises(RunError, match=rf"{sizes}; allowed: learner\.ranks as it was saved, or more room$"):
+        _require_space(tmp_path, 1 << 60)
+
+
+def test_a_conversion_that_ends_early_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "saved" / TAG).mkdir(parents=True)
+    torch.save({}, tmp_path / "saved" / TAG / "zero_pp_rank_0_mp_rank_00_optim_states.pt")
+    with pytest.raises(KeyError, match="optimizer_state_dict"):
+        write_universal(tmp_path / "saved", tmp_path / "made")
+    assert not (tmp_path / "made").exists()
 
 
 def test_a_shard_that_is_missing_is_named(tmp_path: Path) -> None:

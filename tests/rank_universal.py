@@ -1,4 +1,4 @@
-"""Ranks that step, save, and load what another number of ranks saved. Started by test_reshard.py."""
+"""Ranks that step, save, and load what another number of ranks saved. Started by test_universal.py."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from typing import Any
 
 import helpers_cotrained
 import torch
+import torch.distributed as dist
 from helpers_zero import batch, config, open_engine, share
 
 from learner.checkpoint import load_engine, save_engine
 from learner.cotrained import CotrainedDiscriminator
 from learner.device import local_device
 from learner.step import train_step
+from learner.universal import write_universal
+from learner.zero_files import UNIVERSAL
 from uniapl.objective.controllers import Controllers
 
 DECAY = 0.1
@@ -27,8 +30,12 @@ def main(spec: dict[str, Any], out: Path, rank: int) -> None:
     discriminator = CotrainedDiscriminator(other, local_device(0), ranks)
     found: dict[str, Any] = {}
     if spec["load"]:
-        load_engine(engine, Path(spec["load"]), saved_by=spec["saved_by"])
-        discriminator.load(Path(spec["load"]), spec["saved_by"])
+        place = Path(spec["load"] + UNIVERSAL)
+        if rank == 0:
+            write_universal(Path(spec["load"]), place)
+        dist.barrier()
+        load_engine(engine, place)
+        discriminator.load(place)
         found["loaded"] = whole_state(engine) | whole_state(discriminator._engine)
         found["weights"] = weights(engine)
     losses = []
