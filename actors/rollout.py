@@ -8,18 +8,17 @@ from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 import xxhash
-from ray.exceptions import RayActorError
 
 from actors.engine import engine_args
 from actors.engine_process import sockets, spawned
 from actors.queue_client import QueueClient
 from actors.responses import finished
+from actors.reward_client import RewardClient
 from uniapl.config import Config
 from uniapl.imports import importing
 from uniapl.leases import MAX_ABORTS, NEW_WEIGHTS, STRAGGLER, Lease
 from uniapl.loglines import log_lines
-from uniapl.records import Group, Prompt, Sample, Score
-from uniapl.rewards.types import ScoreRequest
+from uniapl.records import Group, Prompt, Sample
 from uniapl.shared_paths import require_visible
 
 WORKERS_END_S = 25.0
@@ -27,8 +26,6 @@ WORKERS_END_S = 25.0
 ALIVE_CHECK_S = 0.2
 WATCH_S = 2.0
 """How often the engine's process is asked whether it answers at all."""
-SCORE_ATTEMPTS = 3
-"""A reward replica may be lost with the calls that it works on: these are made again."""
 
 T = TypeVar("T")
 
@@ -52,7 +49,7 @@ class RolloutActor:
         self._config = config
         self._gpu = gpu
         self._queue: Any = None
-        self._reward: Any = None
+        self._reward = RewardClient()
         self._engine: Any = None
         self._stopping = self._shut_down = False
         self._requests = 0
@@ -78,9 +75,12 @@ class RolloutActor:
         return time.monotonic() - began
 
     async def attach(self, queue: Any, reward: Any) -> None:
-        """Handles of the queue actor and of the reward service, before `run` and `evaluate`."""
+        """Handles of the queue actor and of the reward service, before `run` and `evaluate`.
+
+        A later handle of the reward service is asked, too, for what an earlier one has not answered yet.
+        """
         self._queue = queue
-        self._reward = reward
+        self._reward.attach(reward)
 
     async def run(self) -> int:
         """Lease, generate, score and commit until `stop()`; returns the groups committed, 0 after `shutdown()`.
@@ -205,7 +205,7 @@ class RolloutActor:
         if len(samples) < (q.min_group if q.on_straggler == "accept" else r.group_size):
             return STRAGGLER
         generated = time.monotonic()
-        await self._score(lease.prompt, samples)
+        await self._reward.score(lease.prompt, samples)
         done = time.monotonic()
         return Group(lease.id, lease.prompt, samples, self._name, generated - began, done - generated)
 
@@ -265,20 +265,6 @@ class RolloutActor:
             output_kind=RequestOutputKind.FINAL_ONLY,
         )
 
-    async def _score(self, prompt: Prompt, samples: list[Sample]) -> None:
-        """Have the samples scored; where every attempt is lost with its replica they are unscored, with that reason."""
-        request, lost = ScoreRequest(prompt, [s.text for s in samples]), ""
-        for _ in range(SCORE_ATTEMPTS):
-            try:
-                scores = await self._reward.score.remote(request)
-                break
-            except RayActorError as error:
-                lost = f"reward service: {type(error).__name__} in each of {SCORE_ATTEMPTS} attempts"
-        else:
-            scores = [Score(None, unscored=lost) for _ in samples]
-        for sample, score in zip(samples, scores, strict=True):
-            sample.score = score
-
     async def evaluate(self, prompts: list[Prompt], samples: int, temperature: float, at_once: int = 0) -> list[Group]:
         """Scored samples of held-out prompts, outside of the queue, also beside what is leased.
 
@@ -290,7 +276,7 @@ class RolloutActor:
         async def one(number: int, prompt: Prompt) -> Group:
             async with places:
                 made = await self._generate_whole(prompt.token_ids, samples, temperature, self._seed(-1 - number, 0))
-            await self._score(prompt, made)
+            await self._reward.score(prompt, made)
             return Group(-1, prompt, made, self._name)
 
         return list(await asyncio.gather(*(one(i, p) for i, p in enumerate(prompts))))

@@ -163,6 +163,11 @@ class Fleet:
             if self._producing:
                 engine.watched = engine.handle.run.remote()
 
+    def renew_reward(self) -> None:
+        """Have the members ask the reward service by handles of their own once more, also for what they wait for."""
+        for engine in self.members:
+            engine.handle.attach.remote(self._queue, self._reward)  # one that is lost meanwhile is noticed by `poll`
+
     def begin(self) -> None:
         """Let the members, and all that become it, lease prompts."""
         self._producing = True

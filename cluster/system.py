@@ -20,8 +20,8 @@ from cluster.fleet import Engine, Fleet
 from cluster.heldout import Sampling
 from cluster.placement import Site, beside_driver, learner_group, learner_options, reward_bundle
 from cluster.ray_session import own_ray
-from cluster.reward_watch import RewardWatch
 from cluster.room import Waiting, wait_for_room
+from cluster.wall_clock import RewardWatch, WallClock
 from learner.group import LearnerGroup
 from uniapl.broadcast_result import Sent
 from uniapl.config import Config
@@ -57,6 +57,7 @@ class System:
         self._left = left
         self._waiting = Waiting(config, note)
         self._rewards: RewardWatch | None = None
+        self._clock = WallClock(note)
         self.queue = start_queue(config, options=beside_driver())
         self._room = learner_group(config, site)
         self.learner = LearnerGroup(config, learner_options(config, site, self._room))
@@ -96,7 +97,8 @@ class System:
             while reward and not futures.wait([reward], timeout=POLL_S).done:  # within its own limit
                 self._waiting.look()
             handle = reward.result() if reward else None
-        self._rewards = RewardWatch(self.config.reward.min_replicas, self._note) if handle else None
+        least, renew = self.config.reward.min_replicas, self.fleet.renew_reward
+        self._rewards = RewardWatch(least, self._note, renew) if handle else None
         self._connect()
         self.fleet.admit(handle)  # the first weights come with the check of the round trip
 
@@ -171,6 +173,7 @@ class System:
             TimeoutError: no batch within `cluster.step_timeout_s`.
             RunError: fewer engines than `rollout.min_actors` can be kept.
         """
+        self._clock.look()
         wait_s = self.config.cluster.step_timeout_s
         call, deadline = self.queue.next_batch.remote(wait_s), time.monotonic() + wait_s + SHUTDOWN_S
         while not self.fleet.wait([call], POLL_S) and time.monotonic() < deadline:

