@@ -41,7 +41,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Any]
         folder,
         tiny,
         run={"name": "toy", "steps": 200, "checkpoint_every": EVERY},
-        rollout={"actors": 1, "groups_in_flight": 2},
+        rollout={"actors": 1, "groups_in_flight": 2, "dtype": "bfloat16"},
         queue={"groups_per_step": GROUPS, "demonstrations_per_step": DEMONSTRATIONS, "max_staleness": STALENESS},
         # The second one weighs nothing: it makes the reward wait (slow_checkpoints.py).
         reward={
@@ -51,7 +51,7 @@ def seen(tmp_path_factory: pytest.TempPathFactory, tiny: Path) -> dict[str, Any]
             ]
         },
         objective={"adversarial": {"weight": 0.1, "discriminator": "my_task.discriminator:WordOverlap"}},
-        learner={"ranks": 2},
+        learner={"ranks": 2, "dtype": "bfloat16"},
         evaluation={"prompts": 0},
     )
     run = folder / "runs" / "toy"
@@ -169,14 +169,14 @@ def test_the_reward_and_the_discriminator_of_an_installed_package_judge_every_gr
         assert m["discriminator/expert_mean"] == 1.0, "its words against themselves"
 
 
-def test_a_step_of_stale_samples_is_replayed(seen: dict[str, Any]) -> None:
-    """From a checkpoint before it, as a program reads it."""
+def test_a_step_of_stale_samples_in_bfloat16_is_replayed(seen: dict[str, Any]) -> None:
+    """From a checkpoint before it, behind an update that is made again, as a program reads it."""
     stale = [m for m in read_metrics(seen["run"]) if m["staleness/max"] > 0 and m["step"] % EVERY == 2]
     found = replayed(seen["run"], stale[-1]["step"])
     assert found["reproduced"] is True
     for key in ("loss/total", "loss/preference", "loss/adversarial", "importance/p50", "learner/grad_norm"):
         assert found["recorded"][key] == stale[-1][key]
-        assert found["replayed"][key] == pytest.approx(stale[-1][key], rel=1e-5, abs=1e-5)
+        assert found["replayed"][key] == pytest.approx(stale[-1][key], rel=2e-2, abs=2e-2)
     assert found["recorded"]["kl/behaviour"] > 0
 
 
