@@ -74,12 +74,13 @@ def shared_memory() -> set[str]:
 
 
 def mapped_shared_memory(processes: Iterable[int]) -> set[str]:
-    """Names in /dev/shm that processes have in their memory."""
-    names: set[str] = set()
+    """Names in /dev/shm of what processes have in their memory; there a semaphore has the name it was made with."""
+    names, found = {entry.inode(): entry.name for entry in os.scandir("/dev/shm")}, set()
     for pid in processes:
         with suppress(OSError):
-            names |= {name for name in shared_memory() if f"/dev/shm/{name}\n" in Path(f"/proc/{pid}/maps").read_text()}
-    return names
+            lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
+            found |= {names.get(int(line.split()[4]), "") for line in lines if "/dev/shm/" in line}
+    return found
 
 
 def batch_rows(run: Path) -> list[list[dict[str, Any]]]:
