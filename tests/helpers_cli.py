@@ -75,12 +75,12 @@ def shared_memory() -> set[str]:
 
 def mapped_shared_memory(processes: Iterable[int]) -> set[str]:
     """Names in /dev/shm of what processes have in their memory; there a semaphore has the name it was made with."""
-    names, found = {entry.inode(): entry.name for entry in os.scandir("/dev/shm")}, set()
+    inodes: set[int] = set()
     for pid in processes:
         with suppress(OSError):
             lines = Path(f"/proc/{pid}/maps").read_text().splitlines()
-            found |= {names.get(int(line.split()[4]), "") for line in lines if "/dev/shm/" in line}
-    return found
+            inodes |= {int(line.split()[4]) for line in lines if "/dev/shm/" in line}
+    return {entry.name for entry in os.scandir("/dev/shm") if entry.inode() in inodes}
 
 
 def batch_rows(run: Path) -> list[list[dict[str, Any]]]:
